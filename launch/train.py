@@ -1,0 +1,108 @@
+"""Train one member: `python launch/train.py RECIPE --cache C.h5 --out RUN`, or the same under torchrun."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medlaunch.options import find_recipe, recipe_names
+from medseg.recipes import SegRecipe
+from medtrain.errors import UserError, exit_code
+from medtrain.files import write_json, write_text
+
+
+def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
+    """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended."""
+    import torch
+
+    from medseg.task import SegTask
+    from medtrain import distributed
+    from medtrain.cache import Cache
+    from medtrain.engine import Engine
+    from medtrain.results import means, write_rows
+
+    ranks = distributed.start()
+    try:
+        task = SegTask(recipe, Cache(cache))
+        if ranks.is_main:
+            open_run(recipe, cache, out)
+        distributed.barrier()
+        engine = Engine(recipe, task, task.split, out, ranks)
+        if ranks.is_main:
+            say_start(recipe, engine, torch.get_num_threads())
+        engine.train()
+        engine.load_best()
+        part = "test" if task.split.test else "val"
+        rows = engine.evaluate(task.split.test or task.split.val, part, thorough=True)
+        done = {
+            "status": "done", "recipe": recipe.name, "signature": recipe.signature, "epochs": recipe.train.epochs,
+            "steps": engine.total, "cases": len(rows), "part": part, "scores": means(rows),
+            "label_map": task.label_map.name, "precision": engine.strategy.precision,
+        }  # fmt: skip
+        if ranks.is_main:
+            write_rows(out / "cases.csv", rows)
+            write_json(out / "done.json", done)
+        distributed.barrier()
+        return done
+    finally:
+        distributed.finish()
+
+
+def open_run(recipe: SegRecipe, cache: Path, out: Path) -> None:
+    """Make the run folder and write recipe.json; raises UserError where another recipe's run lies there."""
+    there = out / "recipe.json"
+    if there.exists():
+        other = type(recipe).from_json(there.read_text(encoding="utf-8"), str(there))
+        if other.signature != recipe.signature:
+            raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(there, recipe.to_json())
+        write_json(out / "cache.json", {"path": str(cache.resolve())})
+    except PermissionError as error:
+        raise UserError(f"{out} can not be written ({error.strerror}): give a writable --out.") from None
+
+
+def say_start(recipe: SegRecipe, engine: Any, threads: int) -> None:
+    """One line about what is going to happen."""
+    split, ranks = engine.split, engine.ranks
+    count = sum(p.numel() for p in engine.strategy.model.parameters())
+    where = ranks.device.type if ranks.device.type == "cuda" else f"CPU with {threads} threads"
+    print(
+        f"{recipe.name}: {count:,} parameters, {len(split.train)} cases to train, {len(split.val)} to validate, "
+        f"{engine.total} steps of batch {recipe.train.batch}, {engine.strategy.precision}, "
+        f"{ranks.world} process{'es' if ranks.world > 1 else ''} on {where}",
+        flush=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}")
+    parser.add_argument("--cache", type=Path, required=True, help="HDF5 cache made by launch/prepare.py")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; a run found there goes on")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe field")
+    options = parser.parse_args(argv)
+    recipe = find_recipe(options.recipe).override(options.set)
+    if (options.out / "done.json").exists() and (options.out / "recipe.json").exists():
+        open_run(recipe, options.cache, options.out)
+        print(f"{options.out} is done already")
+        return 0
+    done = run(recipe, options.cache, options.out)
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in done["scores"].items())
+    if scores and is_rank_0():
+        print(f"{done['cases']} {done['part']} cases, Dice on the original spacing: {scores}", flush=True)
+    return 0
+
+
+def is_rank_0() -> bool:
+    """Whether this process may print, also after the process group has ended."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,1 @@
+"""Brain-tumour segmentation on MRI: regions TC, WT and ET."""

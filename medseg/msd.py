@@ -1,0 +1,202 @@
+"""Read data sets: an MSD folder (dataset.json) or BraTS case folders; check what can be checked before any work.
+
+Legend of shapes: C channels, X Y Z the file's voxel axes.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medseg.labels import KNOWN, LabelMap, from_names
+from medtrain.errors import UserError
+
+CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
+# File endings of BraTS case folders (up to 2021, and from 2023), in the order of CHANNELS.
+ENDINGS = {
+    "FLAIR": ("_flair", "-t2f"),
+    "T1w": ("_t1", "-t1n"),
+    "T1Gd": ("_t1ce", "_t1gd", "-t1c"),
+    "T2w": ("_t2", "-t2w"),
+    "label": ("_seg", "-seg"),
+}
+SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One case: a 4D file or four 3D files in the order of CHANNELS, and its label if there is one."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's cases and what its label codes mean."""
+
+    folder: Path
+    label_map: LabelMap
+    cases: tuple[CaseFiles, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan in memory: image (C,X,Y,Z) float32 in scanner units, label (X,Y,Z) uint8 or None, affine, header."""
+
+    image_CXYZ: np.ndarray
+    label_XYZ: np.ndarray | None
+    affine: np.ndarray
+    header: bytes
+
+
+def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
+    """Find a folder's labelled cases. `label_map` "auto" reads dataset.json's words, else one of `labels.KNOWN`.
+
+    Raises UserError for a wrong folder, a missing file, a path outside the folder, two cases of one name.
+    """
+    if label_map != "auto" and label_map not in KNOWN:
+        raise UserError(f"label map {label_map!r} is unknown: choose auto, {', '.join(KNOWN)}.")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name the one that holds dataset.json or the BraTS case folders.")
+    if (folder / "dataset.json").is_file():
+        return _read_msd(folder, label_map)
+    cases = find_case_folders(folder)
+    if not cases:
+        raise UserError(f"{folder} holds neither dataset.json nor BraTS case folders: name the data set's own folder.")
+    for case in cases:
+        if case.label is None:
+            raise UserError(f"{case.images[0].parent} has no *_seg file: add the label or take the folder out.")
+    named = label_map if label_map != "auto" else ("brats23" if "-t2f" in cases[0].images[0].name else "brats18")
+    return Dataset(folder, KNOWN[named], tuple(cases))
+
+
+def _read_msd(folder: Path, label_map: str) -> Dataset:
+    where = folder / "dataset.json"
+    try:
+        listing = json.loads(where.read_text(encoding="utf-8"))
+        entries = [(str(entry["image"]), str(entry["label"])) for entry in listing["training"]]
+        modality = listing.get("modality") or listing["channel_names"]
+        names = {str(code): str(words) for code, words in listing["labels"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} is not in MSD form ({type(error).__name__}: {error}): it needs training, labels and modality."
+        ) from None
+    if len(modality) != len(CHANNELS):
+        raise UserError(f"{where} lists {len(modality)} channels, 4 are needed: {', '.join(CHANNELS)}.")
+    known = from_names(names) if label_map == "auto" else KNOWN[label_map]
+    if known is None:
+        raise UserError(f"{where}: labels {names} do not tell edema, non-enhancing and enhancing: give --label-map.")
+    if not entries:
+        raise UserError(f"{where} lists no training case: give a data set with labelled cases.")
+    cases = [_msd_case(folder, where, image, label) for image, label in entries]
+    _refuse_twins(cases, where)
+    return Dataset(folder, known, tuple(cases))
+
+
+def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
+    for path in (image, label):
+        target = (folder / path).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise UserError(f"{where} names {path}, which lies outside the data folder: correct the entry.")
+        if not target.is_file():
+            raise UserError(f"{folder / path} is listed in dataset.json but is not there: restore it or drop the entry.")
+    return CaseFiles(case_id(Path(image)), (folder / image,), folder / label)
+
+
+def case_id(path: Path) -> str:
+    """A file's name without .nii or .nii.gz."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    raise UserError(f"{path} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
+
+
+def _refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
+    seen: dict[str, CaseFiles] = {}
+    for case in cases:
+        if case.id in seen:
+            raise UserError(f"{where} has two cases named {case.id}: rename or remove one.")
+        seen[case.id] = case
+
+
+def find_case_folders(folder: Path) -> list[CaseFiles]:
+    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent."""
+    by_folder: dict[Path, dict[str, Path]] = {}
+    for path in sorted(folder.rglob("*.nii*")):
+        if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
+            continue
+        stem = case_id(path).lower()
+        for role, endings in ENDINGS.items():
+            if stem.endswith(endings):
+                by_folder.setdefault(path.parent, {})[role] = path
+    cases = []
+    for place, found in sorted(by_folder.items()):
+        missing = [channel for channel in CHANNELS if channel not in found]
+        if missing:
+            raise UserError(f"{place} has no {missing[0]} file: add it or take the folder out.")
+        cases.append(CaseFiles(place.name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
+    _refuse_twins(cases, folder)
+    return cases
+
+
+def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
+    """Load one case and check it; raises UserError naming the file that is wrong."""
+    loaded = [_load(path) for path in case.images]
+    affine = loaded[0][1]
+    if len(loaded) == 1:
+        data = loaded[0][0]
+        if data.ndim != 4 or data.shape[3] != len(CHANNELS):
+            raise UserError(f"{case.images[0]} has shape {data.shape}, not (X, Y, Z, 4): give all four channels.")
+        image = np.moveaxis(data, 3, 0)
+    else:
+        for path, (data, _, _) in zip(case.images, loaded, strict=True):
+            if data.shape != loaded[0][0].shape or data.ndim != 3:
+                raise UserError(f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels.")
+        image = np.stack([data for data, _, _ in loaded])
+    if not np.isfinite(image).all():
+        raise UserError(f"{case.images[0]} holds NaN or infinite voxels: export it again or take the case out.")
+    if not image.any():
+        raise UserError(f"{case.images[0]} is zero everywhere: export it again or take the case out.")
+    label = None if case.label is None else _read_label(case, image.shape[1:], label_map)
+    return Scan(np.ascontiguousarray(image), label, affine, loaded[0][2])
+
+
+def _read_label(case: CaseFiles, shape: tuple[int, ...], label_map: LabelMap) -> np.ndarray:
+    assert case.label is not None
+    data, _, _ = _load(case.label)
+    if data.shape != shape:
+        raise UserError(f"{case.label} has shape {data.shape}, its image {shape}: they must be on one grid.")
+    codes = {0, label_map.edema, label_map.core, label_map.enhancing}
+    odd = sorted(set(np.unique(data).tolist()) - codes)
+    if odd:
+        raise UserError(
+            f"{case.label} holds the label code {odd[0]:g}, label map {label_map.name} knows {sorted(codes)}: "
+            "give the right --label-map."
+        )
+    return data.astype(np.uint8)
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """(array float32, affine, the header's 348 bytes) of a NIfTI file."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there: restore it or take the case out.")
+    try:
+        image: Any = nib.load(path)
+        affine = np.asarray(image.affine, float)
+        data = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise UserError(f"{path} is cut short or damaged ({reason}): copy it again.") from None
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(f"{path} has an affine that is not invertible: correct its header.")
+    if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data):
+        raise UserError(f"{path} holds {data.dtype} voxels: export it with real numbers.")
+    header = nib.Nifti1Header.from_header(image.header, check=False)
+    return data.astype(np.float32, copy=False), affine, header.binaryblock

@@ -1,0 +1,214 @@
+"""From scans to the cache: canonical orientation, brain crop, resampling, z-score; several processes, resumable.
+
+Legend of shapes: C channels, X Y Z the file's voxel axes, D H W canonical axes.
+"""
+
+import hashlib
+import json
+import shutil
+import signal
+import sys
+import zlib
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medseg.geometry import (
+    Grid,
+    bounding_box,
+    orientation,
+    resample_image,
+    resample_label,
+    resampled_size,
+    to_canonical,
+)
+from medseg.labels import LabelMap
+from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
+from medtrain.cache import Cache, Case, assemble, part_fits, write_part
+from medtrain.errors import UserError
+from medtrain.progress import Progress
+
+# Tumour voxels kept per class, from which foreground-biased crops are drawn.
+VOXELS_KEPT = 2000
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How scans become cases; stored with the cache, so that prediction prepares in the same way.
+
+    `spacing_mm` 0 keeps each scan's own spacing. Raise `version` whenever the arithmetic changes.
+    """
+
+    spacing_mm: float = 0.0
+    compressed: bool = False
+    version: int = 1
+
+
+def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation) -> Case:
+    """One scan as a case of the cache: image float16, z-scored over the brain, zero outside it."""
+    flips_axes = orientation(scan.affine)
+    image = np.stack([to_canonical(volume, flips_axes) for volume in scan.image_CXYZ])
+    label = None if scan.label_XYZ is None else to_canonical(scan.label_XYZ, flips_axes)
+    brain = (image != 0).any(axis=0)
+    start, stop = bounding_box(brain if label is None else brain | (label > 0))
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    image, brain = image[(slice(None), *box)], brain[box]
+    native = np.zeros(brain.shape, np.uint8) if label is None else np.ascontiguousarray(label[box])
+    image = zscore(image, brain)
+    odd = None if label is None else enhancement(image, native, label_map)
+    voxel_mm = np.abs(nib.affines.voxel_sizes(scan.affine))[np.argsort(flips_axes[:, 0])]
+    size = resampled_size(native.shape, voxel_mm, how.spacing_mm) if how.spacing_mm else native.shape
+    arrays: dict[str, np.ndarray] = {}
+    small = native
+    if tuple(size) != native.shape:
+        image, small = resample_image(image, size), resample_label(native, size)
+        arrays["label_native"] = native
+    rng = np.random.default_rng(zlib.crc32(case_id.encode()))
+    for code in (label_map.edema, label_map.core, label_map.enhancing):
+        voxels = np.argwhere(small == code).astype(np.int16)
+        if len(voxels) > VOXELS_KEPT:
+            voxels = voxels[np.sort(rng.choice(len(voxels), VOXELS_KEPT, replace=False))]
+        arrays[f"voxels_{code}"] = voxels
+    grid = Grid(
+        shape_XYZ=tuple(scan.image_CXYZ.shape[1:]),  # type: ignore[arg-type]
+        affine=tuple(map(tuple, scan.affine.tolist())),
+        flips_axes=tuple(map(tuple, flips_axes.tolist())),
+        start=tuple(start),  # type: ignore[arg-type]
+        stop=tuple(stop),  # type: ignore[arg-type]
+        size=tuple(map(int, size)),  # type: ignore[arg-type]
+        header=scan.header.hex(),
+    )
+    facts = {"grid": grid.to_dict(), "voxel_mm": voxel_mm.tolist(), "t1gd_contrast": odd}
+    return Case(image_CDHW=image.astype(np.float16), label_DHW=small, arrays=arrays, facts=facts)
+
+
+def zscore(image_CDHW: np.ndarray, brain_DHW: np.ndarray) -> np.ndarray:
+    """Per channel (x - mean) / standard deviation over the brain voxels; zero outside the brain."""
+    out = np.zeros(image_CDHW.shape, np.float32)
+    for channel, volume in enumerate(image_CDHW):
+        values = volume[brain_DHW]
+        spread = float(values.std(dtype=np.float64))
+        out[channel][brain_DHW] = (values - values.mean(dtype=np.float64)) / (spread or 1.0)
+    return np.clip(out, -60000, 60000)  # float16 ends at 65504
+
+
+def enhancement(image_CDHW: np.ndarray, label_DHW: np.ndarray, label_map: LabelMap) -> float | None:
+    """Mean T1Gd of the enhancing tumour less that of the non-enhancing core; None where one of them is missing."""
+    t1gd = image_CDHW[CHANNELS.index("T1Gd")]
+    means = [t1gd[label_DHW == code] for code in (label_map.enhancing, label_map.core)]
+    if not all(values.size for values in means):
+        return None
+    return float(means[0].mean() - means[1].mean())
+
+
+def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int = 1, label_map: str = "auto") -> Path:
+    """Make the cache `out` from a data folder; a second call goes on where the first ended.
+
+    Finished cases wait in `<out>.parts` until all are there, then `out` appears whole. Raises UserError; what was
+    prepared before stays.
+    """
+    dataset = read_dataset(folder, label_map)
+    parts = out.with_name(out.name + ".parts")
+    wanted = {case.id: (case, _recipe(case, dataset.label_map, how)) for case in dataset.cases}
+    if out.exists() and _holds(out, wanted):
+        print(f"{out} already holds these {len(wanted)} cases", flush=True)
+        return out
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{parts} can not be made ({error.strerror}): give a writable --out.") from None
+    todo = [case for case, recipe in wanted.values() if not part_fits(parts / f"{case.id}.h5", recipe)]
+    if len(todo) < len(wanted):
+        print(f"{len(wanted) - len(todo)} of {len(wanted)} cases are prepared already", flush=True)
+    _prepare_all(todo, parts, dataset, how, workers)
+    assemble(
+        out,
+        {name: parts / f"{name}.h5" for name in wanted},
+        channels=CHANNELS,
+        labels=dataset.label_map.to_dict(),
+        spacing_mm=how.spacing_mm,
+        preparation=asdict(how),
+    )
+    shutil.rmtree(parts)
+    return out
+
+
+def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int) -> None:
+    progress = Progress(len(todo), "prepare")
+    # spawn: the children start small, and a bounded queue keeps memory at (processes x one case)
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent) as pool:
+        waiting = list(reversed(todo))
+        running: set[Future[str]] = set()
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * max(1, workers):
+                    running.add(pool.submit(_prepare_part, waiting.pop(), parts, dataset.label_map, how))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    progress.advance(future.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            progress.close()
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _prepare_part(files: CaseFiles, parts: Path, label_map: LabelMap, how: Preparation) -> str:
+    case = prepare_case(files.id, read_scan(files, label_map), label_map, how)
+    write_part(parts / f"{files.id}.h5", case, recipe=_recipe(files, label_map, how), compressed=how.compressed)
+    return files.id
+
+
+def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
+    """Names how a case was prepared and from which files (size and time), so that a changed one is made anew."""
+    paths = [path for path in (*files.images, files.label) if path is not None]
+    stats: list[Any] = []
+    for path in paths:
+        try:
+            stats.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+        except OSError:
+            raise UserError(f"{path} is not there: restore it or take the case out.") from None
+    text = json.dumps([asdict(how), label_map.to_dict(), stats], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]]) -> bool:
+    cache = Cache(out)
+    try:
+        found = {case: cache.file["cases"][case].attrs["recipe"] for case in cache.ids}
+    finally:
+        cache.close()
+    return found == {case: recipe for case, (_, recipe) in wanted.items()}
+
+
+def report_enhancement(path: Path) -> list[str]:
+    """Warn on stderr of the cases whose enhancing tumour is darker on T1Gd than their core; returns their ids."""
+    cache = Cache(path)
+    contrast = {case: cache.facts(case)["t1gd_contrast"] for case in cache.ids}
+    told = {case: value for case, value in contrast.items() if value is not None}
+    odd = sorted(case for case, value in told.items() if value <= 0)
+    name = cache.labels["name"]
+    cache.close()
+    if odd and len(odd) > len(told) / 2:
+        print(
+            f"WARNING: under label map {name}, enhancing tumour is darker on T1Gd than the non-enhancing core in "
+            f"{len(odd)} of {len(told)} cases: the label map is probably wrong (--label-map).",
+            file=sys.stderr,
+        )
+    elif odd:
+        shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
+        print(
+            f"WARNING: enhancing tumour is darker on T1Gd than the non-enhancing core in {shown}: look at "
+            f"{'this case' if len(odd) == 1 else 'these cases'} (label map {name}).",
+            file=sys.stderr,
+        )
+    return odd

@@ -1,0 +1,140 @@
+"""The recipes: each function returns a whole run as a value. Imports no torch, the login node only plans."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from medseg.augment import Augment
+from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeData:
+    """Which cases and crops; `crop` in voxels of the cache.
+
+    `foreground` is the share of crops that hold a tumour voxel. `holdout` names the validation cases outright; with
+    `val_fraction` 0 and no hold-out there is no validation, and the newest weights are kept.
+    """
+
+    crop: tuple[int, int, int] = (128, 128, 128)
+    spacing_mm: float = 0.0  # that the cache must have; 0: the scans' own
+    foreground: float = 0.0
+    crops_per_case: int = 1
+    split_seed: int = 0
+    fold: int = 0
+    folds: int = 0
+    val_fraction: float = 0.2
+    test_fraction: float = 0.0
+    holdout: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegModel:
+    """MONAI's SegResNet or UNETR, 4 channels in, 3 region logits out. Fields of the other network are not used."""
+
+    name: Literal["segresnet", "unetr"] = "segresnet"
+    filters: int = 16
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
+    blocks_up: tuple[int, ...] = (1, 1, 1)
+    dropout: float = 0.2
+    feature: int = 16
+    hidden: int = 768
+    mlp: int = 3072
+    heads: int = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Sliding window: `window` (0,0,0) takes the crop size. `flips` averages over flips of `flip_axes` at the end."""
+
+    window: tuple[int, int, int] = (0, 0, 0)
+    overlap: float = 0.5
+    batch: int = field(default=2, metadata=NO_EFFECT)
+    flips: bool = False
+    flip_axes: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegRecipe(Recipe):
+    """A segmentation run. `loss` is soft Dice with squared denominator, alone or with binary cross-entropy."""
+
+    task: str = "brats"
+    data: VolumeData = VolumeData()
+    model: SegModel = SegModel()
+    augment: Augment = Augment()
+    loss: Literal["dice", "dice_bce"] = "dice"
+    evaluate: Evaluate = Evaluate()
+
+
+def brats_segresnet() -> SegRecipe:
+    """The published reproduction: SegResNet, 128^3 crops, soft Dice, Adam 1e-4, poly 0.9, 300 epochs.
+
+    Hardware: one GPU of 40 GB or more. Time and score on the 484 cases: not measured.
+    """
+    return SegRecipe(
+        name="brats_segresnet",
+        augment=Augment(rotate=0.2),
+        train=Train(epochs=300, batch=2, validate_every=5, workers=4),
+    )
+
+
+def brats_unetr() -> SegRecipe:
+    """UNETR (feature 16, hidden 768) under the same recipe as `brats_segresnet`.
+
+    Hardware: one GPU of 40 GB or more. Time and score on the 484 cases: not measured.
+    """
+    return replace(brats_segresnet(), name="brats_unetr", model=SegModel(name="unetr"))
+
+
+def brats_segresnet_2mm() -> SegRecipe:
+    """A useful SegResNet without a GPU: 2 mm, 64^3 crops, bf16 on the CPU, 20 minutes on 2 cores.
+
+    For few cases: Dice + BCE, tumour-biased crops, the fuller augmentation, averaged weights, flips at the end. It
+    trains on all cases unless `data.holdout` or `data.val_fraction` is set. Needs a cache of 2 mm. Scores: README.
+    """
+    return SegRecipe(
+        name="brats_segresnet_2mm",
+        data=VolumeData(crop=(64, 64, 64), spacing_mm=2.0, foreground=0.5, crops_per_case=8, val_fraction=0.0),
+        augment=Augment(
+            shift=0.2, scale=0.2, rotate=0.3, degrees=25, zoom=0.2, noise=0.1, blur=0.1, contrast=0.2,
+            low_resolution=0.1, gamma=0.2,
+        ),
+        loss="dice_bce",
+        optim=Optim(name="adamw", lr=1e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=50, clip_norm=1.0,
+                    ema=0.99),
+        train=Train(epochs=28, batch=1, validate_every=1000, workers=1),
+        evaluate=Evaluate(flips=True),
+    )  # fmt: skip
+
+
+def brats_segresnet_demo() -> SegRecipe:
+    """SegResNet on the 2 mm phantoms, a few minutes on 2 cores; WT Dice on held-out phantoms: README."""
+    return SegRecipe(
+        name="brats_segresnet_demo",
+        data=VolumeData(crop=(48, 48, 48), foreground=0.7, crops_per_case=2),
+        model=SegModel(filters=8),
+        loss="dice_bce",
+        optim=Optim(name="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=20, clip_norm=1.0,
+                    ema=0.98),
+        train=Train(epochs=16, batch=2, validate_every=4, workers=1),
+    )  # fmt: skip
+
+
+def brats_unetr_demo() -> SegRecipe:
+    """A small UNETR on the 2 mm phantoms, a few minutes on 2 cores; scores: README."""
+    demo = brats_segresnet_demo()
+    return replace(
+        demo,
+        name="brats_unetr_demo",
+        model=SegModel(name="unetr", feature=8, hidden=192, mlp=384, heads=6, dropout=0.0),
+        optim=replace(demo.optim, lr=1e-3),
+    )
+
+
+RECIPES = {
+    maker.__name__: maker
+    for maker in (brats_segresnet, brats_unetr, brats_segresnet_2mm, brats_segresnet_demo, brats_unetr_demo)
+}
+SWEEPS = {
+    "brats": ("brats_segresnet", "brats_unetr"),
+    "brats_demo": ("brats_segresnet_demo", "brats_unetr_demo"),
+}

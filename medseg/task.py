@@ -1,0 +1,103 @@
+"""Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg import infer, losses, metrics, models
+from medseg.augment import VolumeSource
+from medseg.figures import overlay
+from medseg.geometry import Grid
+from medseg.labels import LabelMap
+from medseg.recipes import SegRecipe
+from medtrain.cache import Cache
+from medtrain.errors import UserError
+from medtrain.sampling import Split, Stream, split_cases
+
+
+class SegTask:
+    """The task over one cache; raises UserError where recipe and cache do not fit."""
+
+    def __init__(self, recipe: SegRecipe, cache: Cache):
+        self.recipe, self.cache = recipe, cache
+        self.label_map = LabelMap.from_dict(cache.labels)
+        if abs(cache.spacing_mm - recipe.data.spacing_mm) > 1e-6:
+            raise UserError(
+                f"{cache.path} has spacing {cache.spacing_mm:g} mm, the recipe {recipe.data.spacing_mm:g} (0: the "
+                f"scans' own): prepare it with --spacing-mm {recipe.data.spacing_mm:g} or --set data.spacing_mm."
+            )
+        data = recipe.data
+        options = {"seed": data.split_seed, "fold": data.fold, "folds": data.folds, "holdout": data.holdout}
+        try:
+            self.split: Split = split_cases(
+                cache.ids, val_fraction=data.val_fraction, test_fraction=data.test_fraction, **options
+            )  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"{cache.path} can not be split: {error}; change data.val_fraction or add cases.") from None
+        for case in self.split.train:
+            size = cache.array(case, "image").shape[1:]
+            if any(n < c for n, c in zip(size, data.crop, strict=True)):
+                raise UserError(
+                    f"{cache.path}: case {case} has {size} voxels, less than the crop {data.crop}: "
+                    "--set data.crop to a smaller one."
+                )
+
+    def build_model(self) -> nn.Module:
+        """The recipe's network with fresh weights."""
+        return models.build_model(self.recipe)
+
+    def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        """Mean loss over a batch."""
+        return losses.region_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss)
+
+    def predict(self, forward: Callable[[torch.Tensor], torch.Tensor], case: str, *, thorough: bool) -> np.ndarray:
+        """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing."""
+        flips = thorough and self.recipe.evaluate.flips
+        probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
+        return infer.to_native(probs, self.grid(case).native)
+
+    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
+        """Dice per region on the scan's own spacing."""
+        return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map)
+
+    def picture(self, case: str, prediction: np.ndarray) -> np.ndarray:
+        """Scan, reference and prediction on the slice with the most tumour, (H,W,3) uint8."""
+        return overlay(self.flair(case), self.reference(case), self.label_map.label(prediction), self.label_map)
+
+    def epoch_length(self) -> int:
+        """Crops of one epoch."""
+        return len(self.split.train) * self.recipe.data.crops_per_case
+
+    def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
+        """This rank's batches from DALI."""
+        from medtrain.pipeline import VolumeLoader
+
+        recipe = self.recipe
+        source = VolumeSource(
+            cache=str(self.cache.path), cases=self.split.train, crop=recipe.data.crop, augment=recipe.augment,
+            stream=stream, foreground=recipe.data.foreground, crops_per_case=recipe.data.crops_per_case,
+        )  # fmt: skip
+        return VolumeLoader(
+            source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
+            operations=recipe.augment.operations, workers=recipe.train.workers, device=device,
+        )  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """What prediction needs beside the weights."""
+        return {"label_map": self.label_map.to_dict(), "preparation": self.cache.preparation}
+
+    def grid(self, case: str) -> Grid:
+        """The way back to the scan's own grid."""
+        return Grid.from_dict(self.cache.facts(case)["grid"])
+
+    def reference(self, case: str) -> np.ndarray:
+        """The true label in the crop box at the scan's own spacing, (D,H,W) uint8."""
+        return self.cache.read(case, "label_native" if self.cache.has(case, "label_native") else "label")
+
+    def flair(self, case: str) -> np.ndarray:
+        """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""
+        volume = torch.from_numpy(self.cache.read(case, "image")[:1].astype(np.float32))
+        return infer.to_native(volume, self.grid(case).native)[0]

@@ -1,0 +1,1 @@
+"""What both tasks share: recipes, cache, sampling, loading, engine, results. Knows no task."""

@@ -1,0 +1,288 @@
+"""The loop: draw a batch, step, say how it goes, validate, save. Knows no task and no launcher."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from medtrain import checkpoint, distributed
+from medtrain.distributed import Ranks
+from medtrain.ema import Ema
+from medtrain.recipe import Recipe
+from medtrain.errors import UserError
+from medtrain.results import CaseRow, means
+from medtrain.sampling import Split, Stream
+from medtrain.schedule import learning_rate
+from medtrain.strategy import make_strategy
+from medtrain.tracker import Tracker
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Task(Protocol):
+    """What the engine asks of a task."""
+
+    def build_model(self) -> nn.Module:
+        """The network with fresh weights."""
+
+    def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        """Mean loss over a batch; `outputs` are float32."""
+
+    def predict(self, forward: Forward, case: str, *, thorough: bool) -> np.ndarray:
+        """A case's prediction; `thorough` for the final rows (flips and the like), else quick."""
+
+    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
+        """A case's scores; `mean` among them chooses the best checkpoint."""
+
+    def picture(self, case: str, prediction: np.ndarray) -> np.ndarray:
+        """What TensorBoard shows of a case, (H,W,3) uint8."""
+
+    def epoch_length(self) -> int:
+        """Samples of one epoch."""
+
+    def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
+        """An endless iterator of this rank's batches."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values that a checkpoint must carry to be used alone (label map, preparation)."""
+
+
+class Engine:
+    """One member's training on this rank."""
+
+    def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks):
+        train = recipe.train
+        share = train.accumulate * ranks.world
+        if train.batch < share or train.batch % share:
+            raise UserError(
+                f"train.batch={train.batch} can not be shared by {ranks.world} processes x {train.accumulate} "
+                f"accumulations: --set train.batch={max(1, round(train.batch / share)) * share}."
+            )
+        self.recipe, self.task, self.split, self.run, self.ranks = recipe, task, split, run, ranks
+        torch.manual_seed(train.seed)
+        torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
+        self.strategy = make_strategy(task.build_model(), recipe, ranks)
+        self.ema = Ema(self.strategy.model, recipe.optim.ema) if recipe.optim.ema else None
+        self.steps_per_epoch = task.epoch_length() / train.batch
+        self.total = max(1, math.ceil(train.epochs * self.steps_per_epoch - 1e-9))
+        self.step, self.best = 0, -math.inf
+        self.saved_at = time.monotonic()
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from the last checkpoint, if there is one, to the end; leaves checkpoint_best.pt."""
+        self._resume()
+        tracker = Tracker(self.run, active=self.ranks.is_main, step=self.step, total=self.total)
+        tracker.recipe(self.recipe.to_json())
+        if self.step < self.total:
+            self._train_steps(tracker)
+        tracker.close(_flat(self.recipe), {"best": self.best if math.isfinite(self.best) else 0.0})
+        distributed.barrier()
+
+    def _train_steps(self, tracker: Tracker) -> None:
+        train = self.recipe.train
+        stream = Stream(train.seed, self.task.epoch_length(), train.batch, train.accumulate, self.ranks.world,
+                        self.ranks.rank, self.step)  # fmt: skip
+        loader = self.task.loader(stream, self.ranks.device)
+        meter = Meter(self.ranks)
+        self.strategy.wrapped.train()
+        while self.step < self.total:
+            lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch)
+            loss = self.train_step(loader, lr, meter)
+            meter.add(loss, train.batch)
+            tracker.advance(meter.note)
+            if self.step % train.log_every == 0 or self.step == self.total:
+                tracker.scalars(self.step, {**meter.read(), "train/lr": lr, "train/epoch": self.epoch})
+            if self._crosses(train.validate_every):
+                self._validate(tracker)
+                self.save()
+                meter.restart()
+            elif self.ranks.is_main and time.monotonic() - self.saved_at > train.save_every_s:
+                self.save()
+
+    def train_step(self, loader: Iterator[Any], lr: float, meter: "Meter") -> torch.Tensor:
+        """One optimiser step; returns this rank's mean loss, still on the device."""
+        train, strategy = self.recipe.train, self.strategy
+        # Dropout is a function of (seed, step, rank), so that a resumed run draws the same masks.
+        torch.manual_seed(hash((train.seed, self.step, self.ranks.rank)) & 0x7FFFFFFF)
+        total = torch.zeros((), device=self.ranks.device)
+        for micro in range(train.accumulate):
+            with meter.waiting():
+                batch = next(loader).to(self.ranks.device)
+            last = micro == train.accumulate - 1
+            with contextlib.nullcontext() if last else strategy.accumulating():
+                with strategy.autocast():
+                    outputs = strategy.wrapped(batch.image_BCDHW)
+                loss = self.task.loss(outputs.float(), batch) / train.accumulate
+                strategy.backward(loss)
+            total += loss.detach()
+        strategy.step(lr)
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.step)
+        return total
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.step / self.steps_per_epoch
+
+    def _crosses(self, epochs: int) -> bool:
+        """Whether the step just done completed a multiple of `epochs`, or the run."""
+        now, before = (math.floor(s / self.steps_per_epoch + 1e-9) // epochs for s in (self.step, self.step - 1))
+        return now > before or self.step == self.total
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The network as evaluation calls it: same autocast as in training, float32 out."""
+        with torch.inference_mode(), self.strategy.autocast():
+            return self.strategy.model(image.to(self.ranks.device)).float()
+
+    def evaluate(self, cases: tuple[str, ...], part: str, *, thorough: bool,
+                 show: Callable[[str, np.ndarray], None] | None = None) -> list[CaseRow]:  # fmt: skip
+        """Score cases, each on one rank; every rank gets all rows in the order of `cases`."""
+        self.strategy.model.eval()
+        rows = []
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            for case in cases[self.ranks.rank :: self.ranks.world]:
+                prediction = self.task.predict(self.forward, case, thorough=thorough)
+                scores = self.task.score(case, prediction)
+                rows.append(CaseRow(member=self.recipe.name, case=case, part=part, scores=scores))
+                if show and case == cases[0]:
+                    show(case, self.task.picture(case, prediction))
+        self.strategy.model.train()
+        everyone = [row for share in distributed.gather(rows) for row in share]
+        return sorted(everyone, key=lambda row: cases.index(row.case))
+
+    def _validate(self, tracker: Tracker) -> None:
+        """Score the validation cases and keep the weights if they are the best so far."""
+        if not self.split.val:  # nothing to choose by: the newest weights are the best
+            self._save_best(None)
+            return
+        rows = self.evaluate(self.split.val, "val", thorough=False,
+                             show=lambda case, image: tracker.picture(self.step, "val/overlay", image))  # fmt: skip
+        scores = means(rows)
+        tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
+        tracker.say(
+            f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            + (" (best so far)" if scores["mean"] > self.best else "")
+        )  # fmt: skip
+        if scores["mean"] > self.best:
+            self.best = scores["mean"]
+            self._save_best(scores["mean"])
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write checkpoint_last.pt; ranks hold the same state, so rank 0's is everybody's."""
+        self.saved_at = time.monotonic()
+        if self.ranks.is_main:
+            state = {**self.strategy.state(), "ema": self.ema.state() if self.ema else []}
+            checkpoint.save(self.run / checkpoint.LAST, {**state, **self._about(), "best": self.best})
+
+    def _save_best(self, score: float | None) -> None:
+        if not self.ranks.is_main:
+            return
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            model = {name: value.detach().cpu().clone() for name, value in self.strategy.model.state_dict().items()}
+        checkpoint.save(self.run / checkpoint.BEST, {"model": model, **self._about(), "score": score})
+
+    def _about(self) -> dict[str, Any]:
+        parts = {"train": list(self.split.train), "val": list(self.split.val), "test": list(self.split.test)}
+        return {
+            "recipe": self.recipe.to_json(),
+            "signature": self.recipe.signature,
+            "step": self.step,
+            "epoch": self.epoch,
+            "split": parts,
+            **self.task.facts(),
+        }
+
+    def _resume(self) -> None:
+        path = self.run / checkpoint.LAST
+        if not path.exists():
+            return
+        content = checkpoint.load(path)
+        if content["signature"] != self.recipe.signature:
+            raise UserError(f"{path} is of another recipe: give another --out or remove that folder.")
+        self.strategy.load(content)
+        if self.ema:
+            self.ema.load(content["ema"])
+        self.step, self.best = content["step"], content["best"]
+        if self.ranks.is_main and self.step < self.total:
+            print(f"going on from step {self.step} of {self.total}", flush=True)
+
+    def load_best(self) -> None:
+        """Put checkpoint_best.pt's weights into the model (and into the average that evaluation uses)."""
+        path = self.run / checkpoint.BEST
+        checkpoint.load_model(self.strategy.model, checkpoint.load(path), path)
+        if self.ema:
+            self.ema.load([parameter.detach() for parameter in self.strategy.model.parameters()])
+
+
+class Meter:
+    """Cheap counters between two log lines; the loss stays on the device until it is read."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        self.note = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Start counting anew."""
+        self.losses: list[torch.Tensor] = []
+        self.samples, self.waited_s, self.began = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        before = time.monotonic()
+        yield
+        self.waited_s += time.monotonic() - before
+
+    def add(self, loss: torch.Tensor, samples: int) -> None:
+        """Count one step."""
+        self.losses.append(loss)
+        self.samples += samples
+
+    def read(self) -> dict[str, float]:
+        """Mean loss over ranks, samples a second, share of time waiting for data, memory; then restart."""
+        loss = float(distributed.mean(torch.stack(self.losses).mean()))
+        spent = max(1e-9, time.monotonic() - self.began)
+        values = {
+            "train/loss": loss,
+            "speed/samples_per_s": self.samples / spent,
+            "speed/data_wait_share": self.waited_s / spent,
+            "memory/peak_gb": _peak_gb(self.ranks.device),
+        }
+        self.note = f"loss {loss:.4f}, {values['speed/samples_per_s']:.2f} samples/s"
+        self.restart()
+        return values
+
+
+def _peak_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    from medtrain.recipe import field_names
+
+    values = {}
+    for name in field_names(recipe):
+        value: Any = recipe
+        for key in name.split("."):
+            value = getattr(value, key)
+        values[name] = value
+    return values

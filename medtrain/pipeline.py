@@ -1,0 +1,170 @@
+"""DALI pipelines over the cache: they apply what a sample's row says. The only file that imports DALI.
+
+Legend of shapes: B samples of one rank's micro-batch, C channels, D H W voxels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from medtrain import rows
+from medtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: image (B,C,D,H,W) float32, label (B,D,H,W) uint8 raw codes, key (B,2) [epoch, index]."""
+
+    image_BCDHW: torch.Tensor
+    label_BDHW: torch.Tensor
+    key_B2: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to the device (already there when DALI ran on it)."""
+        return Batch(self.image_BCDHW.to(device), self.label_BDHW.to(device), self.key_B2)
+
+
+class VolumeLoader:
+    """Endless iterator of `Batch`es: a source gives patches and rows, DALI warps, flips and filters them.
+
+    `source` is called per sample with DALI's SampleInfo (see `medseg.augment.VolumeSource`). With `workers` > 0 it
+    runs in that many processes, which share the cache's pages; 0 runs it in this process. A CUDA device makes the
+    operators run there.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[Any], tuple[Any, ...]],
+        *,
+        batch: int,
+        channels: int,
+        crop: Sequence[int],
+        operations: Sequence[str],
+        workers: int = 1,
+        threads: int = 1,
+        device: torch.device | None = None,
+    ):
+        try:
+            from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+        except ImportError as error:
+            raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
+        gpu = device is not None and device.type == "cuda"
+        pipe = _volume_pipeline(
+            source=source, channels=channels, crop=tuple(crop), operations=frozenset(operations), gpu=gpu,
+            parallel=workers > 0, batch_size=batch, num_threads=threads,
+            device_id=(device.index or 0) if gpu and device is not None else None,
+            py_num_workers=max(1, workers), py_start_method="spawn", prefetch_queue_depth=2,
+        )  # fmt: skip
+        self._iterator = DALIGenericIterator(
+            [pipe], ["image", "label", "key"], size=-1, auto_reset=False, prepare_first_batch=False,
+            last_batch_policy=LastBatchPolicy.PARTIAL,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        (out,) = next(self._iterator)
+        return Batch(out["image"], out["label"][:, 0], out["key"].cpu())
+
+
+def _volume_pipeline(source: Any, channels: int, crop: tuple[int, ...], operations: frozenset[str], gpu: bool,
+                     parallel: bool, **options: Any) -> Any:  # fmt: skip
+    from nvidia.dali import fn, pipeline_def, types
+
+    noisy = "noise" in operations
+    count = 5 if noisy else 4
+    layouts = ["CDHW", "CDHW", "", "", "CDHW"][:count]
+    dtypes = [types.FLOAT16, types.UINT8, types.FLOAT, types.INT64, types.FLOAT16][:count]
+
+    @pipeline_def(enable_conditionals=True, **options)
+    def build() -> Any:
+        inputs = fn.external_source(
+            source=source, num_outputs=count, batch=False, parallel=parallel, layout=layouts, dtype=dtypes,
+            ndim=[4, 4, 1, 1, 4][:count], **({"prefetch_queue_depth": 2} if parallel else {}),
+        )  # fmt: skip
+        image, label, row, key = inputs[:4]
+        noise = inputs[4] if noisy else None
+        if gpu:
+            image, label = image.gpu(), label.gpu()
+            noise = noise.gpu() if noisy else None
+        image, label = _geometry(image, label, row, crop, channels, operations)
+        image = _filters(image, noise, row, crop, channels, operations)
+        return image, label, key
+
+    return build()
+
+
+def _geometry(image: Any, label: Any, row: Any, crop: tuple[int, ...], channels: int, operations: Any) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import do_not_convert
+
+    at = rows.layout(channels)
+    image = fn.cast(image, dtype=types.FLOAT)
+
+    @do_not_convert
+    def warp(volume: Any, matrix: Any, interpolation: Any) -> Any:
+        # warp_affine takes channel-last volumes only, and matrices in x, y, z (W, H, D) order
+        last = fn.transpose(volume, perm=[1, 2, 3, 0], transpose_layout=True)
+        turned = fn.warp_affine(last, matrix=matrix, size=crop, fill_value=0, interp_type=interpolation)
+        return fn.transpose(turned, perm=[3, 0, 1, 2], transpose_layout=True)
+
+    if "warp" in operations:
+        flag = fn.cast(row[at["warp"].start], dtype=types.BOOL)
+        matrix = fn.reshape(row[at["matrix"].start : at["matrix"].stop], shape=[3, 4])
+        matrix = _reverse_axes(matrix)
+        if flag:
+            image = warp(image, matrix, types.INTERP_LINEAR)
+            label = warp(label, matrix, types.INTERP_NN)
+    if "flip" in operations:
+        d, h, w = (fn.cast(row[at["flip"].start + axis], dtype=types.INT32) for axis in range(3))
+        image = fn.flip(image, depthwise=d, vertical=h, horizontal=w)
+        label = fn.flip(label, depthwise=d, vertical=h, horizontal=w)
+    return image, label
+
+
+def _reverse_axes(matrix: Any) -> Any:
+    """(3,4) in D, H, W order -> W, H, D order: rows and the first three columns reversed."""
+    from nvidia.dali import fn
+
+    parts = [fn.stack(*[matrix[r][c] for c in (2, 1, 0, 3)]) for r in (2, 1, 0)]
+    return fn.stack(*parts)
+
+
+def _filters(image: Any, noise: Any, row: Any, crop: tuple[int, ...], channels: int, operations: Any) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali import math as dmath
+
+    at = rows.layout(channels)
+
+    def each(name: str) -> Any:
+        return fn.reshape(row[at[name].start : at[name].stop], shape=[channels, 1, 1, 1])
+
+    if "noise" in operations:
+        # a conditional, not a product with zero: samples without noise bring a field of one voxel
+        level = row[at["noise"].start]
+        if level > 0:
+            image = image + fn.cast(noise, dtype=types.FLOAT) * level
+    if "blur" in operations:
+        sigma = row[at["blur"].start]
+        if sigma > 0:
+            window = 2 * fn.cast(dmath.ceil(3 * sigma), dtype=types.INT32) + 1
+            image = fn.gaussian_blur(image, sigma=sigma, window_size=window)
+    if "contrast" in operations:
+        mean = fn.reductions.mean(image, axes=[1, 2, 3], keep_dims=True)
+        image = (image - mean) * each("contrast") + mean
+    if "low" in operations:
+        factor = row[at["low"].start]
+        if factor != 1:
+            small = fn.stack(*[dmath.floor(n * factor + 0.5) for n in crop])
+            image = fn.resize(image, size=small, interp_type=types.INTERP_NN)
+            image = fn.resize(image, size=[float(n) for n in crop], interp_type=types.INTERP_LINEAR, antialias=False)
+    if "gamma" in operations:
+        least = fn.reductions.min(image, axes=[1, 2, 3], keep_dims=True)
+        span = dmath.max(fn.reductions.max(image, axes=[1, 2, 3], keep_dims=True) - least, 1e-6)
+        image = span * dmath.pow((image - least) / span, each("gamma")) + least
+    if "intensity" in operations:
+        image = image * each("scale") + each("shift")
+    return image

@@ -1,0 +1,184 @@
+"""A run as a value: frozen dataclasses, typed overrides, JSON, and the signature that names a run folder."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from medtrain.errors import UserError
+
+# Fields marked with this do not change the result, so two runs that differ only there share a signature.
+NO_EFFECT: dict[str, Any] = {"signature": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    schedule: Literal["poly_epoch", "poly", "cosine", "constant"] = "poly_epoch"
+    power: float = 0.9
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how: `batch` is the global batch of one optimiser step, whatever the number of ranks."""
+
+    epochs: int = 1
+    batch: int = 1
+    accumulate: int = 1
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    strategy: Literal["auto", "single", "ddp"] = "auto"
+    seed: int = 0
+    deterministic: bool = False
+    validate_every: int = 1  # epochs
+    save_every_s: float = field(default=600.0, metadata=NO_EFFECT)
+    log_every: int = field(default=10, metadata=NO_EFFECT)  # steps
+    workers: int = field(default=1, metadata=NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every task's recipe has; a task adds its own parts (data, model, augmentation) in a subclass."""
+
+    name: str
+    task: str
+    optim: Optim = Optim()
+    train: Train = Train()
+
+    def to_json(self) -> str:
+        """The whole recipe as JSON text, for `recipe.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "recipe.json") -> Self:
+        """Read `to_json`'s text back; a missing, unknown or ill-typed field is a UserError that names `origin`."""
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{origin} is not JSON ({error}): take it from an intact run folder.") from None
+        return _build(cls, value, origin)
+
+    def override(self, assignments: list[str]) -> Self:
+        """Apply `section.key=value` texts, typed from the annotations; raises UserError with near names."""
+        recipe = self
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals:
+                raise UserError(f"--set {assignment!r} has no '=': write section.key=value, such as optim.lr=3e-4.")
+            recipe = _replace(recipe, path.strip().split("."), text.strip(), path.strip())
+        return recipe
+
+    @property
+    def signature(self) -> str:
+        """SHA-256 over every field that changes the result; the first eight digits name the run folder."""
+        text = json.dumps(_essential(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _essential(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        kept = [f for f in dataclasses.fields(value) if f.metadata.get("signature", True)]
+        return {f.name: _essential(getattr(value, f.name)) for f in kept}
+    return value
+
+
+def field_names(value: Any, prefix: str = "") -> list[str]:
+    """Every dotted name that `override` takes."""
+    names: list[str] = []
+    for item in dataclasses.fields(value):
+        inner = getattr(value, item.name)
+        nested = dataclasses.is_dataclass(inner)
+        names += field_names(inner, f"{prefix}{item.name}.") if nested else [prefix + item.name]
+    return names
+
+
+def _replace(value: Any, keys: list[str], text: str, path: str, root: Any = None) -> Any:
+    root = value if root is None else root
+    hints = typing.get_type_hints(type(value))
+    key = keys[0]
+    known = key in hints
+    nested = known and dataclasses.is_dataclass(getattr(value, key))
+    if not known or nested == (len(keys) == 1) or key in ("name", "task") and value is root:
+        names = [n for n in field_names(root) if n not in ("name", "task")]
+        leaf = path.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(path, names, 3, 0.5)
+        near += [n for n in names if n.rsplit(".", 1)[-1] == leaf and n not in near]
+        raise UserError(f"--set {path}: no such field; near ones: {', '.join(near or names)}.")
+    if nested:
+        new = _replace(getattr(value, key), keys[1:], text, path, root)
+    else:
+        new = _parse(hints[key], text, f"--set {path}={text}")
+    return dataclasses.replace(value, **{key: new})
+
+
+def _parse(hint: Any, text: str, where: str) -> Any:
+    """One command-line text as the annotated type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        return _parse(next(a for a in arguments if a is not type(None)), text, where)
+    if origin is tuple:
+        inner = arguments[0]
+        parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+        if arguments[-1] is not Ellipsis and len(parts) != len(arguments):
+            raise UserError(f"{where}: needs {len(arguments)} values with commas between them.")
+        return tuple(_parse(inner, part, where) for part in parts)
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{where}: needs true or false.")
+        return text.lower() == "true"
+    return _check(hint, text if hint is str or origin is Literal else _number(text), where)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check(hint: Any, value: Any, where: str) -> Any:
+    """Value as the annotated type, from a number, a text or a JSON value; raises UserError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where}: needs one of {', '.join(map(str, arguments))}.")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _check(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
+            raise UserError(f"{where}: needs a list of {len(arguments)} values.")
+        return tuple(_check(arguments[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise UserError(f"{where}: needs {'a whole number' if hint is int else 'a ' + hint.__name__}.")
+    return value
+
+
+def _build(cls: Any, value: Any, where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(value, dict) or set(value) != set(hints):
+        odd = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else [type(value).__name__]
+        raise UserError(f"{where} has missing or unknown fields ({', '.join(odd)}): it is of another version or damaged.")
+    made = {}
+    for key, hint in hints.items():
+        inner = f"{where}, field {key}"
+        made[key] = _build(hint, value[key], inner) if dataclasses.is_dataclass(hint) else _check(hint, value[key], inner)
+    return cls(**made)

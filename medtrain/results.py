@@ -1,0 +1,80 @@
+"""Results: one row per case and member, kept; means and tables come later and are never edited by hand."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtrain.errors import UserError
+from medtrain.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRow:
+    """The scores of one member on one case, with the part of the split that the case belongs to."""
+
+    member: str
+    case: str
+    part: str
+    scores: Mapping[str, float]
+
+
+def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
+    """Write rows as CSV, atomically; every row has the same scores."""
+    names = list(rows[0].scores) if rows else []
+    lines = [["member", "case", "part", *names]]
+    lines += [[r.member, r.case, r.part, *(f"{r.scores[name]:.6f}" for name in names)] for r in rows]
+    write_text(path, to_csv(lines))
+
+
+def read_rows(path: Path) -> list[CaseRow]:
+    """Read `write_rows`'s file back; raises UserError where it is absent or of another form."""
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+        names = lines[0][3:]
+        return [
+            CaseRow(member=m, case=c, part=p, scores={n: float(v) for n, v in zip(names, values, strict=True)})
+            for m, c, p, *values in lines[1:]
+        ]
+    except (OSError, IndexError, ValueError):
+        raise UserError(f"{path} is absent or not a table of case rows: train or finish the run again.") from None
+
+
+def means(rows: Iterable[CaseRow]) -> dict[str, float]:
+    """The mean of each score over rows; empty for no rows."""
+    taken = list(rows)
+    if not taken:
+        return {}
+    return {name: math.fsum(row.scores[name] for row in taken) / len(taken) for name in taken[0].scores}
+
+
+def to_csv(lines: Iterable[Sequence[object]]) -> str:
+    """Lines as CSV text."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+def to_markdown(lines: Sequence[Sequence[object]], foot: Sequence[str] = ()) -> str:
+    """Lines as a Markdown table, the first being its head; numbers to the right; notes below."""
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    right = [all(_is_number(line[i]) for line in cells[1:]) for i in range(len(cells[0]))]
+
+    def show(line: Sequence[str]) -> str:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    text = "\n".join([show(cells[0]), rule, *map(show, cells[1:])]) + "\n"
+    return text + "".join(f"\n{note}\n" for note in foot)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("", "–")
+    return True

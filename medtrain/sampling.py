@@ -1,0 +1,97 @@
+"""Which sample comes at which step, and its random numbers: pure functions of (seed, epoch, index), no state."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The samples of one rank, in order, for any number of ranks and from any step.
+
+    An epoch has `length` samples. Global positions run on over epochs without a gap: step s holds positions
+    [s * batch, (s + 1) * batch), so every sample of an epoch comes once, on one rank, and no batch is short.
+    """
+
+    seed: int
+    length: int
+    batch: int
+    accumulate: int = 1
+    world: int = 1
+    rank: int = 0
+    first_step: int = 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that this rank takes through the network at once."""
+        return self.batch // (self.accumulate * self.world)
+
+    def position(self, n: int) -> int:
+        """Global position of this rank's n-th sample, counted from the first sample of `first_step`."""
+        micro, within = divmod(n, self.micro_batch)
+        return self.first_step * self.batch + (micro * self.world + self.rank) * self.micro_batch + within
+
+    def epoch_and_index(self, n: int) -> tuple[int, int]:
+        """(epoch, index in the epoch) of this rank's n-th sample."""
+        return divmod(self.position(n), self.length)
+
+
+@lru_cache(maxsize=4)
+def order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The epoch's permutation of 0..length-1."""
+    return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample. The trailing 1 keeps them apart from `order`'s."""
+    return np.random.default_rng((seed, epoch, index, 1))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids for training, for choosing the checkpoint, and (possibly none) for the final judgement."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+
+def split_cases(
+    ids: Sequence[str],
+    *,
+    seed: int = 0,
+    fold: int = 0,
+    folds: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    holdout: Sequence[str] = (),
+) -> Split:
+    """Split case ids; a pure function of the set of ids and the arguments, whatever the order of the ids.
+
+    `holdout` names the validation cases outright. Else, with `folds` > 1, validation is fold `fold` of that many;
+    else it is `val_fraction` of the cases (0: no validation). `test_fraction` of the cases is set aside first.
+    Raises ValueError where training or a wanted validation would be empty, or a name is unknown.
+    """
+    unknown = sorted(set(holdout) - set(ids))
+    if unknown:
+        raise ValueError(f"held-out case {unknown[0]} is not in the data set")
+    if folds > 1 and not 0 <= fold < folds:
+        raise ValueError(f"fold {fold} is not one of 0 to {folds - 1}")
+    # a hash, not the position, so that one more case does not reshuffle the others' order
+    shuffled = sorted(ids, key=lambda case: (zlib.crc32(f"{seed}/{case}".encode()), case))
+    tests = shuffled[: round(test_fraction * len(shuffled))]
+    rest = [case for case in shuffled if case not in set(tests)]
+    if holdout:
+        tests = [case for case in tests if case not in set(holdout)]
+        vals = sorted(holdout)
+    elif folds > 1:
+        vals = rest[fold::folds]
+    else:
+        vals = rest[: max(1, round(val_fraction * len(shuffled)))] if val_fraction else []
+    trains = [case for case in shuffled if case not in set(tests) | set(vals)]
+    if not trains or (not vals and (holdout or folds > 1 or val_fraction)):
+        raise ValueError(f"{len(ids)} cases leave {len(trains)} for training and {len(vals)} for validation")
+    return Split(tuple(sorted(trains)), tuple(sorted(vals)), tuple(sorted(tests)))

@@ -1,0 +1,82 @@
+"""What a run shows while it goes: metrics.jsonl, TensorBoard, and lines on the terminal; on rank 0 only."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtrain.progress import Progress
+
+
+class Tracker:
+    """Writes under `run`; a tracker that is not `active` does nothing, so that callers need not ask for the rank."""
+
+    def __init__(self, run: Path, *, active: bool, step: int, total: int):
+        self.active = active
+        self.progress = Progress(total, "train", start=step, quiet=not active)
+        self.writer: Any = None
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.lines = run / "metrics.jsonl"
+            _drop_after(self.lines, step)
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step if step else None)
+
+    def recipe(self, text: str) -> None:
+        """Show the recipe as text."""
+        if self.active:
+            self.writer.add_text("recipe", f"```json\n{text}\n```", 0)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values by name, such as train/loss, at a step."""
+        if not self.active:
+            return
+        with open(self.lines, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{k: round(float(v), 6) for k, v in values.items()}}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Log an RGB picture (H,W,3) uint8."""
+        if self.active:
+            self.writer.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def advance(self, note: str) -> None:
+        """One more step is done."""
+        self.progress.advance(note)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if not self.active:
+            return
+        if self.progress.bar is not None:
+            self.progress.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self, hparams: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Write the hyper-parameters with the final scores, and end."""
+        self.progress.close()
+        if self.active:
+            kept = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()}
+            self.writer.add_hparams(kept, {f"final/{k}": v for k, v in scores.items()}, run_name=".")
+            self.writer.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Remove lines of steps that a resumed run will do again, and a line cut short by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

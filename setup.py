@@ -1,0 +1,31 @@
+"""Packages by hand: the folders keep the names users know, the import names all begin with `med`."""
+
+from setuptools import setup
+
+setup(
+    name="medtrain",
+    version="0.1.0",
+    description="Distributed HPC training toolkit for cancer imaging",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # `kernels`, `launch` and `slurm` are the top-level names of other distributions, hence the prefix.
+    packages=["medtrain", "medseg", "medlaunch", "medslurm"],
+    package_dir={"medlaunch": "launch", "medslurm": "slurm"},
+    install_requires=[
+        "torch>=2.6",
+        "monai>=1.6",
+        "nvidia-dali-cuda130>=2.0",
+        "submitit>=1.5",
+        "tensorboard",
+        "h5py",
+        "nibabel",
+        "numpy",
+        "scipy",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest", "ruff", "mypy", "simpleitk"],
+        "bench": ["blosc2"],
+    },
+)
