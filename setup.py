@@ -14,6 +14,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "monai>=1.6",
+        "einops",  # MONAI's UNETR needs it
         "nvidia-dali-cuda130>=2.0",
         "submitit>=1.5",
         "tensorboard",

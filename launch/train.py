@@ -25,12 +25,12 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
     ranks = distributed.start()
     try:
         task = SegTask(recipe, Cache(cache))
-        if ranks.is_main:
-            open_run(recipe, cache, out)
-        distributed.barrier()
         engine = Engine(recipe, task, task.split, out, ranks)
         if ranks.is_main:
+            open_run(recipe, cache, out)
+            write_json(out / "split.json", engine.split.__dict__)
             say_start(recipe, engine, torch.get_num_threads())
+        distributed.barrier()
         engine.train()
         engine.load_best()
         part = "test" if task.split.test else "val"

@@ -224,8 +224,8 @@ def apply(image_CDHW: np.ndarray, label_DHW: np.ndarray, row: np.ndarray, noise_
     if at["warp"][0]:
         image = np.stack([_warp(volume, at["matrix"], crop, order=1) for volume in image])
         label = _warp(label, at["matrix"], crop, order=0)
-    axes = [axis for axis in range(3) if at["flip"][axis]]
-    image, label = np.flip(image, [axis + 1 for axis in axes]), np.flip(label, axes)
+    axes = tuple(axis for axis in range(3) if at["flip"][axis])
+    image, label = np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(label, axes)
     if at["noise"][0]:
         image = image + at["noise"][0] * noise_CDHW.astype(np.float32)
     if at["blur"][0]:
@@ -251,12 +251,10 @@ def _warp(volume: np.ndarray, matrix: np.ndarray, crop: Sequence[int], order: in
 
 
 def _low_resolution(image_CDHW: np.ndarray, factor: float) -> np.ndarray:
-    """Nearest neighbour down to `factor` of the size, linear up again; outer edges coincide."""
+    """Linear sampling, without smoothing, down to `factor` of the size and up again; outer edges coincide."""
     sizes = image_CDHW.shape[1:]
-    smalls = [max(1, int(np.floor(length * factor + 0.5))) for length in sizes]
-    for axis, (length, small) in enumerate(zip(sizes, smalls, strict=True), 1):
-        nearest = np.floor((np.arange(small) + 0.5) * length / small).astype(int)
-        image_CDHW = image_CDHW.take(np.clip(nearest, 0, length - 1), axis)
-    zooms = [length / small for length, small in zip(sizes, smalls, strict=True)]
-    up = [ndimage.zoom(v, zooms, order=1, mode="nearest", grid_mode=True) for v in image_CDHW]
-    return np.stack(up)
+    smalls = [max(1, int(np.floor(np.float32(length) * np.float32(factor) + np.float32(0.5)))) for length in sizes]
+    for old, new in ((sizes, smalls), (smalls, sizes)):
+        zooms = [b / a for a, b in zip(old, new, strict=True)]
+        image_CDHW = np.stack([ndimage.zoom(v, zooms, order=1, mode="nearest", grid_mode=True) for v in image_CDHW])
+    return image_CDHW

@@ -52,7 +52,7 @@ def write_overlay(path: Path, picture_HWC: np.ndarray, title: str) -> None:
     from matplotlib.patches import Patch
 
     names = {"edema": "oedema", "core": "non-enhancing core", "enhancing": "enhancing tumour"}
-    handles = [Patch(color=np.array(colour) / 255, label=names[role]) for role, colour in COLOURS.items()]
+    handles = [Patch(color=(r / 255, g / 255, b / 255), label=names[role]) for role, (r, g, b) in COLOURS.items()]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     _write(figure, path)

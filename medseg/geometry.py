@@ -62,9 +62,7 @@ def to_canonical(array: np.ndarray, flips_axes: Any) -> np.ndarray:
 
 def from_canonical(array_DHW: np.ndarray, flips_axes: Any) -> np.ndarray:
     """The inverse of `to_canonical` for the first three axes."""
-    back = nib.orientations.ornt_transform(
-        np.array([[0, 1], [1, 1], [2, 1]]), np.asarray(flips_axes)
-    )
+    back = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), np.asarray(flips_axes))
     return nib.orientations.apply_orientation(array_DHW, back)
 
 

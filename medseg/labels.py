@@ -68,7 +68,7 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
         text = str(words).lower()
         if "edema" in text or "ed" in text.split():
             found["edema"] = int(code)
-        elif "non" in text and "enhanc" in text or "necro" in text or "ncr" in text:
+        elif ("non" in text and "enhanc" in text) or "necro" in text or "ncr" in text:
             found["core"] = int(code)
         elif "enhanc" in text or text in ("et", "at"):
             found["enhancing"] = int(code)

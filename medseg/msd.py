@@ -106,7 +106,9 @@ def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
         if not target.is_relative_to(folder.resolve()):
             raise UserError(f"{where} names {path}, which lies outside the data folder: correct the entry.")
         if not target.is_file():
-            raise UserError(f"{folder / path} is listed in dataset.json but is not there: restore it or drop the entry.")
+            raise UserError(
+                f"{folder / path} is listed in dataset.json but is not there: restore it or drop the entry."
+            )
     return CaseFiles(case_id(Path(image)), (folder / image,), folder / label)
 
 
@@ -158,7 +160,9 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
     else:
         for path, (data, _, _) in zip(case.images, loaded, strict=True):
             if data.shape != loaded[0][0].shape or data.ndim != 3:
-                raise UserError(f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels.")
+                raise UserError(
+                    f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels."
+                )
         image = np.stack([data for data, _, _ in loaded])
     if not np.isfinite(image).all():
         raise UserError(f"{case.images[0]} holds NaN or infinite voxels: export it again or take the case out.")

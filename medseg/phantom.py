@@ -158,9 +158,9 @@ def _plan_foci(rng: Rng, points: Points, depth_XYZ: np.ndarray) -> list[_Focus]:
     foci = []
     for size in (1, 0.65, 0.55)[: rng.choice([1, 2, 3], p=[0.76, 0.17, 0.07])]:
         site = rng.choice(sites)
-        core_mm = rng.uniform(15, 24) * size * (0.75 if grade == "solid" else 1)
+        core_mm = rng.uniform(16, 25) * size * {"solid": 0.8, "no edema": 1.25}.get(grade, 1)
         rim_mm = {"not enhancing": 0.0, "solid": 99.0}.get(grade, rng.uniform(0.26, 0.42) * core_mm)
-        edema_mm = 0.0 if grade == "no edema" else rng.uniform(9, 19) * size**0.5
+        edema_mm = 0.0 if grade == "no edema" else rng.uniform(12, 20) * size**0.5
         axes = Rotation.from_euler("xyz", rng.uniform(-3.1, 3.1, 3)).as_matrix() / rng.uniform(0.8, 1.2, (3, 1))
         foci.append(_Focus([p.flat[site] for p in points], axes.astype(np.float32), core_mm, rim_mm, edema_mm))
     return foci

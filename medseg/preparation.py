@@ -75,7 +75,7 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
             voxels = voxels[np.sort(rng.choice(len(voxels), VOXELS_KEPT, replace=False))]
         arrays[f"voxels_{code}"] = voxels
     grid = Grid(
-        shape_XYZ=tuple(scan.image_CXYZ.shape[1:]),  # type: ignore[arg-type]
+        shape_XYZ=tuple(scan.image_CXYZ.shape[1:]),
         affine=tuple(map(tuple, scan.affine.tolist())),
         flips_axes=tuple(map(tuple, flips_axes.tolist())),
         start=tuple(start),  # type: ignore[arg-type]
@@ -141,7 +141,9 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
 def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int) -> None:
     progress = Progress(len(todo), "prepare")
     # spawn: the children start small, and a bounded queue keeps memory at (processes x one case)
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent) as pool:
+    with ProcessPoolExecutor(
+        max(1, workers), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+    ) as pool:
         waiting = list(reversed(todo))
         running: set[Future[str]] = set()
         try:

@@ -60,7 +60,7 @@ class SegRecipe(Recipe):
     task: str = "brats"
     data: VolumeData = VolumeData()
     model: SegModel = SegModel()
-    augment: Augment = Augment()
+    augment: Augment = field(default_factory=Augment)
     loss: Literal["dice", "dice_bce"] = "dice"
     evaluate: Evaluate = Evaluate()
 

@@ -30,11 +30,16 @@ class SegTask:
                 f"scans' own): prepare it with --spacing-mm {recipe.data.spacing_mm:g} or --set data.spacing_mm."
             )
         data = recipe.data
-        options = {"seed": data.split_seed, "fold": data.fold, "folds": data.folds, "holdout": data.holdout}
         try:
             self.split: Split = split_cases(
-                cache.ids, val_fraction=data.val_fraction, test_fraction=data.test_fraction, **options
-            )  # type: ignore[arg-type]
+                cache.ids,
+                seed=data.split_seed,
+                fold=data.fold,
+                folds=data.folds,
+                val_fraction=data.val_fraction,
+                test_fraction=data.test_fraction,
+                holdout=data.holdout,
+            )
         except ValueError as error:
             raise UserError(f"{cache.path} can not be split: {error}; change data.val_fraction or add cases.") from None
         for case in self.split.train:

@@ -38,7 +38,7 @@ def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, array in sorted(arrays, key=lambda item: item[0]):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -82,25 +82,25 @@ def assemble(
     preparation: Mapping[str, Any],
 ) -> None:
     """Join case files into one cache, atomically; memory stays at one case. The parts are left in place."""
-    with replacing(out) as temporary:
-        with h5py.File(
-            temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
-        ) as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            file.attrs["kind"] = "volume"
-            file.attrs["channels"] = json.dumps(list(channels))
-            file.attrs["labels"] = json.dumps(dict(labels))
-            file.attrs["spacing_mm"] = spacing_mm
-            file.attrs["preparation"] = json.dumps(dict(preparation))
-            cases = file.create_group("cases")
-            for name, part in sorted(parts.items()):
-                with h5py.File(part) as source:
-                    group = cases.create_group(name)
-                    for key in source:
-                        source.copy(key, group)
-                    for key in ("facts", "checksum", "recipe"):
-                        group.attrs[key] = source.attrs[key]
+    with (
+        replacing(out) as temporary,
+        h5py.File(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
+    ):
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        file.attrs["kind"] = "volume"
+        file.attrs["channels"] = json.dumps(list(channels))
+        file.attrs["labels"] = json.dumps(dict(labels))
+        file.attrs["spacing_mm"] = spacing_mm
+        file.attrs["preparation"] = json.dumps(dict(preparation))
+        cases = file.create_group("cases")
+        for name, part in sorted(parts.items()):
+            with h5py.File(part) as source:
+                group = cases.create_group(name)
+                for key in source:
+                    source.copy(key, group)
+                for key in ("facts", "checksum", "recipe"):
+                    group.attrs[key] = source.attrs[key]
 
 
 class Cache:
@@ -131,9 +131,9 @@ class Cache:
             if offset is None or dataset.size == 0:
                 self._views[key] = dataset
             else:
-                self._views[key] = np.frombuffer(
-                    self._map, dataset.dtype, count=dataset.size, offset=offset
-                ).reshape(dataset.shape)
+                self._views[key] = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset).reshape(
+                    dataset.shape
+                )
         return self._views[key]
 
     def has(self, case: str, name: str) -> bool:

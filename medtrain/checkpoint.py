@@ -1,5 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code from the file."""
 
+import errno
+import os
 import pickle
 import platform
 import zipfile
@@ -17,8 +19,14 @@ LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values atomically."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    with replacing(path) as temporary:
-        torch.save({**content, "versions": versions}, temporary)
+    try:
+        with replacing(path) as temporary:
+            torch.save({**content, "versions": versions}, temporary)
+    except RuntimeError as error:
+        # torch's file writer tells a full disk only in words
+        if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:

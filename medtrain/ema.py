@@ -15,7 +15,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.parameters = list(model.parameters())
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()

@@ -14,8 +14,8 @@ from torch import nn
 from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.ema import Ema
-from medtrain.recipe import Recipe
 from medtrain.errors import UserError
+from medtrain.recipe import Recipe
 from medtrain.results import CaseRow, means
 from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
@@ -72,6 +72,7 @@ class Engine:
         self.steps_per_epoch = task.epoch_length() / train.batch
         self.total = max(1, math.ceil(train.epochs * self.steps_per_epoch - 1e-9))
         self.step, self.best = 0, -math.inf
+        self.scores: dict[str, float] = {}
         self.saved_at = time.monotonic()
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ class Engine:
         tracker.recipe(self.recipe.to_json())
         if self.step < self.total:
             self._train_steps(tracker)
-        tracker.close(_flat(self.recipe), {"best": self.best if math.isfinite(self.best) else 0.0})
+        tracker.close(_flat(self.recipe), self.scores)
         distributed.barrier()
 
     def _train_steps(self, tracker: Tracker) -> None:
@@ -169,7 +170,7 @@ class Engine:
             return
         rows = self.evaluate(self.split.val, "val", thorough=False,
                              show=lambda case, image: tracker.picture(self.step, "val/overlay", image))  # fmt: skip
-        scores = means(rows)
+        scores = self.scores = means(rows)
         tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
         tracker.say(
             f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())

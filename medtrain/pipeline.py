@@ -77,16 +77,17 @@ def _volume_pipeline(source: Any, channels: int, crop: tuple[int, ...], operatio
     noisy = "noise" in operations
     count = 5 if noisy else 4
     layouts = ["CDHW", "CDHW", "", "", "CDHW"][:count]
+    queue: dict[str, Any] = {"prefetch_queue_depth": 2} if parallel else {}
     dtypes = [types.FLOAT16, types.UINT8, types.FLOAT, types.INT64, types.FLOAT16][:count]
 
     @pipeline_def(enable_conditionals=True, **options)
     def build() -> Any:
         inputs = fn.external_source(
             source=source, num_outputs=count, batch=False, parallel=parallel, layout=layouts, dtype=dtypes,
-            ndim=[4, 4, 1, 1, 4][:count], **({"prefetch_queue_depth": 2} if parallel else {}),
+            ndim=[4, 4, 1, 1, 4][:count], **queue,
         )  # fmt: skip
         image, label, row, key = inputs[:4]
-        noise = inputs[4] if noisy else None
+        noise: Any = inputs[4] if noisy else None
         if gpu:
             image, label = image.gpu(), label.gpu()
             noise = noise.gpu() if noisy else None
@@ -159,7 +160,7 @@ def _filters(image: Any, noise: Any, row: Any, crop: tuple[int, ...], channels: 
         factor = row[at["low"].start]
         if factor != 1:
             small = fn.stack(*[dmath.floor(n * factor + 0.5) for n in crop])
-            image = fn.resize(image, size=small, interp_type=types.INTERP_NN)
+            image = fn.resize(image, size=small, interp_type=types.INTERP_LINEAR, antialias=False)
             image = fn.resize(image, size=[float(n) for n in crop], interp_type=types.INTERP_LINEAR, antialias=False)
     if "gamma" in operations:
         least = fn.reductions.min(image, axes=[1, 2, 3], keep_dims=True)

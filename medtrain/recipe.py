@@ -108,7 +108,7 @@ def _replace(value: Any, keys: list[str], text: str, path: str, root: Any = None
     key = keys[0]
     known = key in hints
     nested = known and dataclasses.is_dataclass(getattr(value, key))
-    if not known or nested == (len(keys) == 1) or key in ("name", "task") and value is root:
+    if not known or nested == (len(keys) == 1) or (key in ("name", "task") and value is root):
         names = [n for n in field_names(root) if n not in ("name", "task")]
         leaf = path.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(path, names, 3, 0.5)
@@ -176,9 +176,13 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(value, dict) or set(value) != set(hints):
         odd = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else [type(value).__name__]
-        raise UserError(f"{where} has missing or unknown fields ({', '.join(odd)}): it is of another version or damaged.")
+        raise UserError(
+            f"{where} has missing or unknown fields ({', '.join(odd)}): it is of another version or damaged."
+        )
     made = {}
     for key, hint in hints.items():
         inner = f"{where}, field {key}"
-        made[key] = _build(hint, value[key], inner) if dataclasses.is_dataclass(hint) else _check(hint, value[key], inner)
+        made[key] = (
+            _build(hint, value[key], inner) if dataclasses.is_dataclass(hint) else _check(hint, value[key], inner)
+        )
     return cls(**made)

@@ -9,7 +9,7 @@ in this order; each is the identity at the value given in brackets:
     noise   (1)   standard deviation of Gaussian noise; the unit noise field comes beside the row [0]
     blur    (1)   Gaussian sigma in voxels [0]
     contrast(C)   x <- (x - mean) * contrast + mean, per channel over the patch [1]
-    low     (1)   zoom factor of a low-resolution copy: nearest down, linear up [1]
+    low     (1)   zoom factor of a low-resolution copy: linear down without smoothing, linear up [1]
     gamma   (C)   x <- range * ((x - min) / range) ** gamma + min, per channel over the patch [1]
     scale   (C)   x <- x * scale [1]
     shift   (C)   x <- x + shift [0]

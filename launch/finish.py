@@ -1,0 +1,26 @@
+"""Make a sweep's ensemble, tables and figures again: `finish.py DIR [--weights equal|validation]`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medlaunch.jobs import FinishJob
+from medtrain.errors import UserError, exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sweep", type=Path, help="folder that launch/sweep.py wrote")
+    parser.add_argument("--weights", choices=("equal", "validation"), default="equal")
+    options = parser.parse_args(argv)
+    if not (options.sweep / "plan.json").is_file():
+        raise UserError(f"{options.sweep} is not a sweep folder (no plan.json): name what launch/sweep.py wrote.")
+    missing = FinishJob(str(options.sweep), options.weights)()
+    print((options.sweep / "table.md").read_text(encoding="utf-8"))
+    return 3 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

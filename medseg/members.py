@@ -1,0 +1,94 @@
+"""Trained members, used together: from a prepared case or a raw scan to one label map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from medseg import infer
+from medseg.geometry import Grid, paste, to_nifti
+from medseg.labels import LabelMap
+from medseg.models import build_model
+from medseg.msd import CaseFiles, read_scan
+from medseg.preparation import Preparation, prepare_case
+from medseg.recipes import SegRecipe
+from medtrain import checkpoint
+from medtrain.ensemble import weighted_mean
+from medtrain.errors import UserError
+from medtrain.files import replacing
+from medtrain.strategy import DTYPES, precision_for
+
+
+@dataclass
+class Member:
+    """A run's best weights, ready to predict. `score` is its validation score, if it had a validation."""
+
+    name: str
+    recipe: SegRecipe
+    model: torch.nn.Module
+    label_map: LabelMap
+    preparation: Preparation
+    score: float | None
+    device: torch.device
+
+    @classmethod
+    def load(cls, run: Path, device: torch.device) -> Self:
+        """Read a run folder's checkpoint_best.pt; raises UserError."""
+        path = run / checkpoint.BEST
+        content = checkpoint.load(path)
+        try:
+            recipe = SegRecipe.from_json(content["recipe"], str(path))
+            label_map = LabelMap.from_dict(content["label_map"])
+            preparation = Preparation(**content["preparation"])
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is a checkpoint of another task or version: name a brats run.") from None
+        model = build_model(recipe)
+        checkpoint.load_model(model, content, path)
+        return cls(recipe.name, recipe, model.to(device).eval(), label_map, preparation, content["score"], device)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits, float32, under the precision that the recipe chooses on this device."""
+        precision = precision_for(self.recipe, self.device)
+        enabled = precision != "fp32"
+        with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[precision], enabled=enabled):
+            return self.model(image.to(self.device)).float()
+
+    def native_probs(self, image_CDHW: np.ndarray, grid: Grid) -> np.ndarray:
+        """Region probabilities (3,D,H,W) in the crop box at the scan's own spacing."""
+        probs = infer.region_probs(self.forward, image_CDHW, self.recipe, flips=self.recipe.evaluate.flips)
+        return infer.to_native(probs, grid.native)
+
+
+def load_members(runs: Sequence[Path], device: torch.device) -> list[Member]:
+    """Load members that may be averaged: one label map for all, or a UserError."""
+    members = [Member.load(run, device) for run in runs]
+    for run, member in zip(runs, members, strict=True):
+        if member.label_map != members[0].label_map:
+            raise UserError(
+                f"{run} was trained under label map {member.label_map.name}, {runs[0]} under "
+                f"{members[0].label_map.name}: members of one ensemble must share it."
+            )
+    return members
+
+
+def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[float], out: Path) -> Path:
+    """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid."""
+    label_map = members[0].label_map
+    scan = read_scan(CaseFiles(files.id, files.images, None), label_map)
+    prepared: dict[Preparation, Any] = {}
+
+    def probs(member: Member) -> np.ndarray:
+        if member.preparation not in prepared:
+            prepared[member.preparation] = prepare_case(files.id, scan, label_map, member.preparation)
+        case = prepared[member.preparation]
+        return member.native_probs(case.image_CDHW, Grid.from_dict(case.facts["grid"]))
+
+    combined = weighted_mean((probs(member) for member in members), weights)
+    grid = Grid.from_dict(next(iter(prepared.values())).facts["grid"])
+    path = out / f"{files.id}.nii.gz"
+    with replacing(path) as temporary:
+        to_nifti(paste(label_map.label(combined), grid), grid).to_filename(temporary)
+    return path

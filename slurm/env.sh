@@ -1,0 +1,54 @@
+# Sourced by the other scripts: finds the checkout and makes its Python environment, once.
+# MEDTRAIN_VENV names another place for it; MEDTRAIN_EXTRAS (such as "test") adds optional packages.
+
+medtrain_root() {
+    # sbatch runs a copy of the script from its spool folder, so $0 does not tell where the checkout is
+    local here
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -f "$here/constraints.txt" ]; then
+        printf '%s\n' "$here"
+    else
+        printf '%s\n' "${SLURM_SUBMIT_DIR:-$PWD}"
+    fi
+}
+
+medtrain_python() {
+    local candidate
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done
+    echo "error: no Python of at least 3.11 with venv on PATH: install python3.11 and python3.11-venv." >&2
+    return 2
+}
+
+medtrain_env() {
+    local root=$1 extras=${MEDTRAIN_EXTRAS:-} venv stamp python
+    venv=${MEDTRAIN_VENV:-$root/.venv}
+    stamp=$(cat "$root/constraints.txt" "$root/setup.py" "$root/pyproject.toml" | sha256sum | cut -c1-16)
+    mkdir -p "$(dirname "$venv")"
+    exec 9>"$venv.lock"
+    flock 9 # two jobs of one checkout do not install at once
+    if ! grep -qsx "$stamp $root" "$venv/.medtrain" || ! medtrain_has "$venv" "$extras"; then
+        python=$(medtrain_python) || return 2
+        echo "installing into $venv (once, a few minutes)"
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" \
+            -e "$root${extras:+[$extras]}" || return 1
+        printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"
+    fi
+    exec 9>&-
+    # shellcheck disable=SC1091
+    . "$venv/bin/activate"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-$(nproc)}}
+}
+
+medtrain_has() {
+    local extra
+    for extra in ${2//,/ }; do
+        grep -qsx "$extra" "$1/.medtrain" || return 1
+    done
+}

@@ -1,0 +1,70 @@
+"""Submit callables with submitit and follow their output."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its result, or the last line of its error."""
+
+    ok: bool
+    result: Any
+    reason: str
+    log: Path
+
+
+def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes: int = 1) -> Outcome:
+    """Run a job in processes of its own on this machine, echo its output as it comes, and tell how it ended."""
+    import submitit
+
+    executor = submitit.LocalExecutor(folder / name)
+    # a year: on one's own machine no job is cut short
+    executor.update_parameters(name=name, timeout_min=60 * 24 * 365, tasks_per_node=processes)
+    print(f"== {name}", flush=True)
+    handle = executor.submit(job)
+    echo = Echo(handle.paths.stdout)
+    try:
+        while not handle.done():
+            echo.more()
+            time.sleep(0.25)
+    except BaseException:
+        handle.cancel(check=False)
+        raise
+    echo.more()
+    error = handle.exception()
+    if error is None:
+        return Outcome(True, handle.result(), "", handle.paths.stdout)
+    reason = last_line(str(error)) or type(error).__name__
+    print(f"== {name} failed: {reason}\n   log: {handle.paths.stderr}", file=sys.stderr, flush=True)
+    return Outcome(False, None, reason, handle.paths.stderr)
+
+
+def last_line(text: str) -> str:
+    """The last line with something in it, where Python's tracebacks put the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -\t")]
+    return lines[-1] if lines else ""
+
+
+class Echo:
+    """Prints what is added to a log file, without submitit's own lines."""
+
+    def __init__(self, path: Path):
+        self.path, self.read = path, 0
+
+    def more(self) -> None:
+        """Print whole lines that are new since the last call."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.read)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self.read += len(whole)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            if not line.startswith("submitit "):
+                print(line, flush=True)

@@ -1,0 +1,50 @@
+"""Data that tests share: small phantoms and their caches, and the real cases where they lie beside the checkout."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medseg.preparation import Preparation, prepare_dataset
+from medseg.recipes import RECIPES, SegRecipe
+
+# Two threads a process at most: several processes run at once in the distributed tests.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small phantoms in MSD form."""
+    from medseg.phantom import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("phantoms"), cases=5, seed=3, shape=(48, 56, 40), spacing_mm=4.0)
+
+
+@pytest.fixture(scope="session")
+def cache(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms' cache at their own spacing."""
+    return prepare_dataset(phantoms, tmp_path_factory.mktemp("cache") / "c.h5", Preparation())
+
+
+@pytest.fixture(scope="session")
+def real_brats() -> Path:
+    """The eight real cases; tests that use them skip elsewhere."""
+    if not (REAL_BRATS / "dataset.json").is_file():
+        pytest.skip("the real cases (brats_mini) do not lie beside this checkout")
+    return REAL_BRATS
+
+
+TINY = (
+    "data.crop=32,32,32", "train.epochs=1", "train.precision=fp32", "train.workers=0", "model.dropout=0",
+    "train.validate_every=1", "optim.ema=0", "train.deterministic=true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., SegRecipe]:
+    """A SegResNet recipe of a few seconds, with overrides."""
+    return lambda *extra: RECIPES["brats_segresnet_demo"]().override([*TINY, *extra])

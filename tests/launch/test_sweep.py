@@ -1,0 +1,110 @@
+"""A sweep end to end on this machine, a member that fails, and the shell scripts."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from launch_helpers import ROOT, run_main, run_script
+from matplotlib.image import imread
+
+from medtrain.results import means, read_rows
+
+SETS = ("data.crop=32,32,32", "train.epochs=1", "train.validate_every=1", "data.val_fraction=0.4")
+QUICK = [part for item in SETS for part in ("--set", item)]
+
+
+@pytest.fixture(scope="module")
+def sweep(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished sweep in a folder with a blank, a quote and an umlaut, and what it printed."""
+    out = tmp_path_factory.mktemp("sweeps") / "it's ä sweep"
+    done = run_script(
+        "sweep", "brats_demo", "--data", phantoms, "--out", out, *QUICK, environment={"OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done.stdout
+
+
+def test_table_and_figures(sweep: tuple[Path, str]) -> None:
+    out, printed = sweep
+    table = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
+    assert [line["member"] for line in table] == ["brats_segresnet_demo", "brats_unetr_demo", "Ensemble"]
+    assert list(table[0]) == ["member", "Dice mean", "TC", "WT", "ET", "label map", "cases", "epochs", "note"]
+    rows = read_rows(out / "cases.csv")
+    for line in table:
+        scores = means(row for row in rows if row.member == line["member"])
+        assert float(line["Dice mean"]) == pytest.approx(scores["mean"], abs=5e-4)
+        assert line["cases"] == "2"
+        assert line["label map"] == "msd"
+    markdown = (out / "table.md").read_text()
+    assert markdown.strip() in printed
+    assert "Empty reference and empty prediction count 1" in markdown
+    cases = {row.case for row in rows}
+    for name in [*cases, "dice"]:
+        assert imread(out / "figures" / f"{name}.png").std() > 0.05
+
+
+def test_a_second_call_trains_nothing_again(sweep: tuple[Path, str], phantoms: Path) -> None:
+    out, _ = sweep
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoint_last.pt")}
+    assert len(before) == 2
+    done = run_script("sweep", "brats_demo", "--data", phantoms, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("is done already") == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_failed_member_is_a_row_with_its_reason(
+    sweep: tuple[Path, str], phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = sweep
+    plan = json.loads((out / "plan.json").read_text())
+    folder = out / plan["members"][1]["folder"]
+    done = (folder / "done.json").read_text()
+    (folder / "done.json").unlink()
+    (folder / "failed.json").write_text(json.dumps({"reason": "RuntimeError: boom"}))
+    try:
+        assert run_main("finish", out) == 3
+    finally:
+        (folder / "done.json").write_text(done)
+        (folder / "failed.json").unlink()
+    printed = capsys.readouterr().out
+    assert "failed: RuntimeError: boom" in printed
+    assert run_main("finish", out) == 0
+    assert "boom" not in capsys.readouterr().out
+
+
+def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = sweep
+    assert run_main("finish", tmp_path) == 2
+    assert "no plan.json" in capsys.readouterr().err
+    assert run_main("finish", out, "--weights", "validation") == 2
+    assert "data.test_fraction" in capsys.readouterr().err
+    assert run_main("sweep", "brain", "--data", phantoms, "--out", tmp_path / "s") == 2
+    assert "choose brats" in capsys.readouterr().err
+    arguments = ("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", "--set")
+    assert run_main(*arguments, "data.crop=64,64,64") == 2
+    assert "less than the crop" in capsys.readouterr().err
+    assert not list((tmp_path / "s").glob("brats_*"))
+
+
+def test_a_job_that_raises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from medlaunch.jobs import TrainJob
+    from medslurm.submit import follow_locally
+
+    outcome = follow_locally(TrainJob("{}", "no.h5", str(tmp_path / "run")), tmp_path / "jobs", name="bad")
+    assert not outcome.ok
+    assert "missing or unknown fields" in outcome.reason
+    assert "missing or unknown fields" in json.loads((tmp_path / "run" / "failed.json").read_text())["reason"]
+    assert "bad failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["slurm/brats.sh", "slurm/env.sh", "tests/run.sh", ".ci/run"])
+def test_shell_scripts_parse(script: str) -> None:
+    assert subprocess.run(["bash", "-n", str(ROOT / script)], check=False).returncode == 0
+
+
+def test_brats_sh_explains_itself() -> None:
+    done = subprocess.run(["bash", str(ROOT / "slurm/brats.sh"), "--help"], capture_output=True, text=True, check=True)
+    assert "--data DIR --out DIR" in done.stdout

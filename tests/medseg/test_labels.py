@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from medseg.labels import KNOWN, LabelMap, from_names
+
+
+def test_msd_regions() -> None:
+    masks = KNOWN["msd"].regions(np.array([0, 1, 2, 3]))
+    assert masks.tolist() == [[False, False, True, True], [False, True, True, True], [False, False, False, True]]
+
+
+def test_legacy_is_another_enhancing_tumour() -> None:
+    assert KNOWN["legacy"].codes("ET") == (2,)
+    assert KNOWN["msd"].codes("ET") == (3,)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_label_inverts_regions(name: str) -> None:
+    known = KNOWN[name]
+    label = np.array([[[0, known.edema, known.core, known.enhancing]]], np.uint8)
+    assert np.array_equal(known.label(known.regions(label).astype(np.float32)), label)
+    assert LabelMap.from_dict(known.to_dict()) == known
+
+
+def test_et_wins_so_that_regions_nest() -> None:
+    probs = np.zeros((3, 1, 1, 1), np.float32)
+    probs[2] = 0.9
+    assert KNOWN["msd"].label(probs).item() == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}, "msd"),
+        ({"0": "bg", "1": "necrotic core (NCR)", "2": "oedema", "4": "enhancing tumor"}, "brats18"),
+        ({"0": "bg", "1": "edema", "2": "enhancing tumour", "3": "non-enhancing"}, "legacy"),
+        ({"0": "background", "1": "a", "2": "b", "3": "c"}, None),
+        ({"0": "background", "1": "tumour"}, None),
+    ],
+)
+def test_names_tell_the_map(names: dict[str, str], expected: str | None) -> None:
+    found = from_names(names)
+    assert (found.name if found else None) == expected

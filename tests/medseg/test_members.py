@@ -1,0 +1,102 @@
+"""Prediction from raw scans: same preparation as in training, and back on the scan's own grid, in its own codes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from launch_helpers import run_main
+
+from medlaunch.train import run
+from medseg.members import Member, load_members
+from medseg.metrics import score_case
+from medseg.preparation import Preparation, prepare_dataset
+from medseg.recipes import SegRecipe
+from medtrain import checkpoint
+from medtrain.cache import Cache
+from medtrain.errors import UserError
+from medtrain.results import read_rows
+
+
+@pytest.fixture(scope="module")
+def coarse(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms (4 mm) at 6 mm."""
+    return prepare_dataset(phantoms, tmp_path_factory.mktemp("coarse") / "c.h5", Preparation(spacing_mm=6.0))
+
+
+@pytest.fixture(scope="module")
+def runs(
+    cache: Path, coarse: Path, tiny: Callable[..., SegRecipe], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """One member at the phantoms' own spacing, one at 6 mm."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(tiny("train.epochs=3", "train.validate_every=3"), cache, folder / "native")
+    run(tiny("data.spacing_mm=6", "data.crop=16,16,16", "train.epochs=3", "train.validate_every=3"), coarse,
+        folder / "coarse")  # fmt: skip
+    return [folder / "native", folder / "coarse"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_predicted_file_scores_what_the_run_says(
+    which: int, runs: list[Path], phantoms: Path, tmp_path: Path
+) -> None:
+    """A member trained at 6 mm takes the 4 mm file and answers at 4 mm; the table's Dice is that of the file."""
+    rows = read_rows(runs[which] / "cases.csv")
+    assert rows
+    for row in rows:
+        scan = phantoms / "imagesTr" / f"{row.case}.nii.gz"
+        assert run_main("predict", "--members", runs[which], "--image", scan, "--out", tmp_path) == 0
+        found, source = nib.load(tmp_path / f"{row.case}.nii.gz"), nib.load(scan)
+        assert found.shape == source.shape[:3]
+        assert np.array_equal(found.affine, source.affine)
+        assert found.get_data_dtype() == np.uint8
+        truth = np.asarray(nib.load(phantoms / "labelsTr" / f"{row.case}.nii.gz").dataobj)
+        label_map = Member.load(runs[which], torch.device("cpu")).label_map
+        scores = score_case(np.asarray(found.dataobj), truth, label_map)
+        # preparing without the label may crop a voxel tighter where tumour leaves the brain
+        assert scores["WT"] == pytest.approx(row.scores["WT"], abs=5e-3)
+
+
+def test_a_folder_and_several_members(runs: list[Path], phantoms: Path, tmp_path: Path) -> None:
+    code = run_main("predict", "--members", *runs, "--image", phantoms / "imagesTr", "--out", tmp_path, "--weights",
+                    1, 3)  # fmt: skip
+    assert code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+
+
+def test_members_of_different_label_maps_are_not_averaged(runs: list[Path], tmp_path: Path) -> None:
+    content = checkpoint.load(runs[0] / checkpoint.BEST)
+    content["label_map"]["name"] = "legacy"
+    content["label_map"]["core"], content["label_map"]["enhancing"] = 3, 2
+    checkpoint.save(tmp_path / checkpoint.BEST, content)
+    with pytest.raises(UserError, match="share it"):
+        load_members([runs[0], tmp_path], torch.device("cpu"))
+
+
+def test_refusals(runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = phantoms / "imagesTr" / "PHANTOM_000.nii.gz"
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(scan.read_bytes()[:500])
+    (tmp_path / "empty").mkdir()
+    for members, image, extra, words in [
+        ([tmp_path], scan, (), "checkpoint_best.pt is not there"),
+        (runs, tmp_path / "no.nii.gz", (), "no.nii.gz is not there"),
+        (runs, bad, (), "cut short or damaged"),
+        (runs, tmp_path / "empty", (), "holds no .nii"),
+        (runs, phantoms / "labelsTr" / "PHANTOM_000.nii.gz", (), "all four channels"),
+        (runs, scan, ("--weights", 1), "needs 2 numbers"),
+    ]:
+        out = tmp_path / "out"
+        assert run_main("predict", "--members", *members, "--image", image, "--out", out, *extra) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+        assert not out.exists() or not list(out.iterdir())
+
+
+def test_native_dice_is_taken_on_the_original_spacing(coarse: Path, runs: list[Path]) -> None:
+    opened = Cache(coarse)
+    for row in read_rows(runs[1] / "cases.csv"):
+        assert opened.array(row.case, "label_native").shape > opened.array(row.case, "label").shape

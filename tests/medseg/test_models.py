@@ -1,0 +1,62 @@
+"""A checkpoint's weights load with strict=True into MONAI's plain class."""
+
+import pytest
+import torch
+from monai.networks.nets import UNETR, SegResNet
+
+from medseg.labels import KNOWN
+from medseg.losses import region_loss, region_targets
+from medseg.models import build_model
+from medseg.recipes import RECIPES
+from medtrain.errors import UserError
+
+
+def test_segresnet_is_monais() -> None:
+    model = build_model(RECIPES["brats_segresnet"]())
+    plain = SegResNet(
+        init_filters=16, in_channels=4, out_channels=3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1), dropout_prob=0.2
+    )
+    plain.load_state_dict(model.state_dict(), strict=True)
+    assert sum(p.numel() for p in model.parameters()) == 4_702_227
+
+
+def test_unetr_is_monais() -> None:
+    model = build_model(RECIPES["brats_unetr"]().override(["data.crop=32,32,32"]))
+    plain = UNETR(4, 3, img_size=32, feature_size=16, hidden_size=768, mlp_dim=3072, num_heads=12)
+    plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", ["brats_segresnet_demo", "brats_unetr_demo"])
+def test_four_channels_in_three_regions_out(name: str) -> None:
+    model = build_model(RECIPES[name]().override(["data.crop=32,32,32"])).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 4, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+@pytest.mark.parametrize(("name", "crop"), [("brats_segresnet", "60,64,64"), ("brats_unetr", "72,64,64")])
+def test_a_crop_that_does_not_fit_the_network_is_refused(name: str, crop: str) -> None:
+    with pytest.raises(UserError, match="multiples of"):
+        build_model(RECIPES[name]().override([f"data.crop={crop}"]))
+
+
+def test_dice_loss_equals_its_formula_in_float64() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, 6, 7, dtype=torch.float64)
+    label = torch.randint(0, 4, (2, 5, 6, 7), dtype=torch.uint8)
+    t = region_targets(label, KNOWN["msd"]).double()
+    p = torch.sigmoid(logits)
+    axes = (2, 3, 4)
+    expected = 1 - 2 * (p * t).sum(axes) / ((p * p).sum(axes) + (t * t).sum(axes) + 1e-5)
+    loss = region_loss(logits, label, KNOWN["msd"], "dice")
+    assert loss.item() == pytest.approx(expected.mean().item(), abs=1e-6)
+    bce = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+    both = region_loss(logits, label, KNOWN["msd"], "dice_bce")
+    assert both.item() == pytest.approx((expected.mean() + bce).item(), abs=1e-6)
+
+
+def test_loss_is_finite_without_tumour() -> None:
+    logits = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
+    loss = region_loss(logits, torch.zeros(1, 4, 4, 4, dtype=torch.uint8), KNOWN["msd"], "dice_bce")
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()

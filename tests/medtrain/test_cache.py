@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from medtrain.cache import Cache, Case, assemble, part_fits, write_part
+from medtrain.errors import UserError
+
+
+def make(folder: Path, *, compressed: bool = False) -> tuple[Path, dict[str, Case]]:
+    rng = np.random.default_rng(0)
+    cases = {}
+    for name in ("a", "b b'ü"):
+        image = rng.standard_normal((2, 19, 18, 7)).astype(np.float16)
+        label = rng.integers(0, 4, (19, 18, 7)).astype(np.uint8)
+        arrays = {"label_native": label.repeat(2, 0), "voxels_1": np.zeros((0, 3), np.int16)}
+        cases[name] = Case(image_CDHW=image, label_DHW=label, arrays=arrays, facts={"n": 1})
+        write_part(folder / f"{name}.h5", cases[name], recipe="r", compressed=compressed)
+    out = folder / "c.h5"
+    parts = {name: folder / f"{name}.h5" for name in cases}
+    assemble(out, parts, channels=["x", "y"], labels={"name": "msd"}, spacing_mm=1.0, preparation={})
+    return out, cases
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_is_written_is_read(tmp_path: Path, compressed: bool) -> None:
+    path, cases = make(tmp_path, compressed=compressed)
+    cache = Cache(path)
+    assert cache.ids == sorted(cases)
+    for name, case in cases.items():
+        assert np.array_equal(cache.read(name, "image"), case.image_CDHW)
+        assert np.array_equal(cache.read(name, "label_native"), case.arrays["label_native"])
+        assert cache.array(name, "voxels_1").shape == (0, 3)
+        assert cache.facts(name) == {"n": 1}
+        patch = cache.patch(name, "image", (1, 2, 3), (6, 8, 5))
+        assert np.array_equal(patch, case.image_CDHW[:, 1:6, 2:8, 3:5])
+        assert patch.flags.c_contiguous
+        assert isinstance(cache.array(name, "image"), np.ndarray) is not compressed
+    assert all(intact for _, intact in cache.verify())
+
+
+def test_patches_come_from_the_shared_memory_map(tmp_path: Path) -> None:
+    path, _ = make(tmp_path)
+    cache = Cache(path)
+    assert not cache.array("a", "image").flags.owndata
+    with h5py.File(path) as file:
+        assert file["cases/a/image"].id.get_offset() % 4096 == 0
+
+
+def test_verify_names_the_changed_case(tmp_path: Path) -> None:
+    path, _ = make(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["cases/a/label"][0, 0, 0] += 1
+    assert dict(Cache(path).verify()) == {"a": False, "b b'ü": True}
+
+
+def test_a_part_of_another_preparation_or_cut_short_does_not_fit(tmp_path: Path) -> None:
+    make(tmp_path)
+    part = tmp_path / "a.h5"
+    assert part_fits(part, "r")
+    assert not part_fits(part, "other")
+    assert not part_fits(tmp_path / "absent.h5", "r")
+    part.write_bytes(part.read_bytes()[:500])
+    assert not part_fits(part, "r")
+
+
+def test_a_failed_assembly_leaves_nothing(tmp_path: Path) -> None:
+    part = tmp_path / "a.h5"
+    part.write_bytes(b"no HDF5")
+    with pytest.raises(OSError, match="file"):
+        assemble(tmp_path / "c.h5", {"a": part}, channels=[], labels={}, spacing_mm=0, preparation={})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("absent", "not there"), ("cut", "cut short"), ("foreign", "another program"), ("version", "version 99")],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, change: str, words: str) -> None:
+    path, _ = make(tmp_path)
+    if change == "absent":
+        path.unlink()
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        with h5py.File(path, "r+") as file:
+            file.attrs["format" if change == "foreign" else "version"] = "x" if change == "foreign" else 99
+    with pytest.raises(UserError, match=words) as caught:
+        Cache(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_case_is_named(tmp_path: Path) -> None:
+    path, _ = make(tmp_path)
+    with pytest.raises(UserError, match="no case 'z'"):
+        Cache(path).facts("z")

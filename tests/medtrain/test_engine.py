@@ -1,0 +1,170 @@
+"""Training: resumes bit by bit, is the same on two ranks, learns, keeps the best, and leaves a whole run folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launch_helpers import run_main, run_script
+from monai.networks.nets import SegResNet
+
+from medlaunch.train import run
+from medseg.recipes import SegRecipe
+from medtrain import checkpoint
+from medtrain.engine import Engine
+from medtrain.results import read_rows
+
+Tiny = Callable[..., SegRecipe]
+
+
+def weights(folder: Path, name: str = checkpoint.LAST) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / name)["model"]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol)
+
+
+def test_a_run_folder_is_whole(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(tiny(), cache, out)
+    names = {path.name for path in out.iterdir()}
+    assert {"recipe.json", "split.json", "cases.csv", "done.json", "metrics.jsonl", "tensorboard", checkpoint.LAST,
+            checkpoint.BEST} <= names  # fmt: skip
+    assert json.loads((out / "done.json").read_text()) == done
+    assert done["label_map"] == "msd"
+    rows = read_rows(out / "cases.csv")
+    split = json.loads((out / "split.json").read_text())
+    assert [row.case for row in rows] == split["val"]
+    assert not set(split["train"]) & set(split["val"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    keys = {key for line in lines for key in line}
+    assert {"train/loss", "train/lr", "speed/samples_per_s", "speed/data_wait_share", "memory/peak_gb", "val/mean",
+            "val/TC", "val/WT", "val/ET"} <= keys  # fmt: skip
+
+
+def test_best_checkpoint_loads_into_plain_monai_and_carries_its_label_map(
+    cache: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    run(tiny("optim.ema=0.9"), cache, tmp_path / "run")
+    content = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
+    plain = SegResNet(init_filters=8, in_channels=4, out_channels=3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
+    plain.load_state_dict(content["model"], strict=True)
+    assert content["label_map"] == {"name": "msd", "edema": 1, "core": 2, "enhancing": 3}
+    assert SegRecipe.from_json(content["recipe"]) == tiny("optim.ema=0.9")
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    cache: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny("model.dropout=0.2", "optim.ema=0.9", "train.save_every_s=0", "train.epochs=2")
+    run(recipe, cache, tmp_path / "whole")
+    real_step = Engine.train_step
+
+    def dies(self: Engine, *arguments: object) -> torch.Tensor:
+        if self.step == 5:
+            raise RuntimeError("power cut")
+        return real_step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "train_step", dies)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(recipe, cache, tmp_path / "broken")
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "broken" / checkpoint.LAST)["step"] == 5
+    assert not (tmp_path / "broken" / "done.json").exists()
+    run(recipe, cache, tmp_path / "broken")
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        assert_equal(weights(tmp_path / "whole", name), weights(tmp_path / "broken", name))
+    assert (tmp_path / "whole" / "cases.csv").read_text() == (tmp_path / "broken" / "cases.csv").read_text()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_accumulation_equals_one_batch(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny("train.batch=2", "train.log_every=1"), cache, tmp_path / "one")
+    run(tiny("train.batch=2", "train.accumulate=2"), cache, tmp_path / "two")
+    # Adam's first steps divide by tiny second moments, so rounding differences of 1e-7 grow to 1e-4
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=5e-4)
+
+
+@pytest.mark.distributed
+def test_two_ranks_equal_one_process(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """fp32, same global batch, SGD: weights within 1e-5, rows equal; validation cases shared unevenly (3 on 2)."""
+    extra = ("optim.name=sgd", "optim.lr=0.01", "train.workers=1", "data.val_fraction=0.5", "train.log_every=1")
+    recipe = tiny(*extra)
+    run(recipe, cache, tmp_path / "one")
+    sets = [part for item in _as_sets(recipe) for part in ("--set", item)]
+    done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", tmp_path / "two", *sets, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("2 processes") == 1
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-5)
+    one, two = (read_rows(tmp_path / name / "cases.csv") for name in ("one", "two"))
+    assert len(one) == 2 or len(one) == 3
+    assert [row.case for row in one] == [row.case for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert a.scores == pytest.approx(b.scores, abs=2e-3)
+    losses = []
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def _as_sets(recipe: SegRecipe) -> list[str]:
+    from medseg.recipes import RECIPES
+    from medtrain.engine import _flat
+
+    plain, made = _flat(RECIPES["brats_segresnet_demo"]()), _flat(recipe)
+    return [
+        f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else str(value).lower()}"
+        for key, value in made.items() if value != plain[key]
+    ]  # fmt: skip
+
+
+def test_training_learns(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny("train.epochs=8", "train.validate_every=8", "train.log_every=4"), cache, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert np.isfinite(losses).all()
+
+
+def test_refusals(cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("train", "brats_segresnet_demo", "--cache", cache, "--out")
+    for sets, words in [
+        (("data.crop=64,64,64",), "less than the crop"),
+        (("train.batch=3", "train.accumulate=2"), "--set train.batch=4"),
+        (("train.precision=fp16",), "needs a GPU"),
+        (("data.holdout=nobody",), "nobody is not in the data set"),
+        (("data.val_fraction=1.0",), "leave 0 for training"),
+        (("data.spacing_mm=2",), "--spacing-mm 2"),
+        (("data.crop=20,24,24",), "multiples of 8"),
+    ]:
+        out = tmp_path / "refused"
+        assert run_main(*base, out, *(part for item in sets for part in ("--set", item))) == 2, sets
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+        assert not (out / "done.json").exists()
+    assert run_main("train", "brats_segresnt", "--cache", cache, "--out", tmp_path / "x") == 2
+    assert "brats_segresnet" in capsys.readouterr().err
+    assert run_main("train", "brats_segresnet_demo", "--cache", tmp_path / "no.h5", "--out", tmp_path / "x") == 2
+    assert "no.h5 is not there" in capsys.readouterr().err
+
+
+def test_another_recipes_folder_is_not_overwritten(
+    cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    sets = [part for item in _as_sets(tiny()) for part in ("--set", item)]
+    arguments = ("train", "brats_segresnet_demo", "--cache", cache, "--out", out, *sets)
+    assert run_main(*arguments) == 0
+    assert "Dice on the original spacing" in capsys.readouterr().out
+    assert run_main(*arguments) == 0
+    assert "done already" in capsys.readouterr().out
+    assert run_main(*arguments, "--set", "train.seed=7") == 2
+    assert "another recipe" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+import pytest
+
+from medseg.recipes import RECIPES, SegRecipe
+from medtrain.errors import UserError
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_json_round_trip(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert SegRecipe.from_json(recipe.to_json()) == recipe
+
+
+def test_override_is_typed() -> None:
+    recipe = RECIPES["brats_segresnet"]().override(
+        ["optim.lr=3e-4", "data.crop=64,64,32", "train.deterministic=true", "model.name=unetr", "data.holdout=a,b"]
+    )
+    assert recipe.optim.lr == 3e-4
+    assert recipe.data.crop == (64, 64, 32)
+    assert recipe.train.deterministic is True
+    assert recipe.model.name == "unetr"
+    assert recipe.data.holdout == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim.lrr=1", "optim.lr"),
+        ("lr=1", "optim.lr"),
+        ("optim=1", "optim."),
+        ("optim.lr", "section.key=value"),
+        ("optim.lr=fast", "needs a float"),
+        ("train.batch=1.5", "whole number"),
+        ("train.batch=true", "whole number"),
+        ("train.deterministic=1", "true or false"),
+        ("data.crop=64,64", "3 values"),
+        ("data.crop=a,b,c", "whole number"),
+        ("optim.name=lion", "adam, adamw, sgd"),
+        ("name=x", "no such field"),
+    ],
+)
+def test_a_wrong_override_says_what_is_right(text: str, words: str) -> None:
+    with pytest.raises(UserError, match="--set") as caught:
+        RECIPES["brats_segresnet"]().override([text])
+    assert words in str(caught.value)
+
+
+def test_signature_ignores_what_does_not_change_the_result() -> None:
+    recipe = RECIPES["brats_segresnet"]()
+    assert recipe.override(["train.workers=9", "train.log_every=3"]).signature == recipe.signature
+    assert recipe.override(["train.seed=1"]).signature != recipe.signature
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"name": 1}', RECIPES["brats_segresnet"]().to_json().replace("0.9", '"x"')]
+)
+def test_a_damaged_file_is_a_user_error(text: str) -> None:
+    with pytest.raises(UserError, match=r"run/recipe\.json"):
+        SegRecipe.from_json(text, "run/recipe.json")

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up and passes the tests. Arguments go to pytest, such as `bash tests/run.sh -k cache`.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=slurm/env.sh
+. "$here/../slurm/env.sh"
+root=$(medtrain_root)
+export MEDTRAIN_EXTRAS=test
+medtrain_env "$root"
+cd "$root"
+ruff check . && ruff format --check .
+mypy medtrain medseg launch slurm
+exec python -m pytest "$@"

@@ -1,0 +1,63 @@
+"""The direction of imports: each package imports only what stands left of it; optional libraries in one file each."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"medtrain": "medtrain", "medseg": "medseg", "launch": "medlaunch", "slurm": "medslurm"}
+ALLOWED = {
+    "medtrain": {"medtrain"},
+    "medseg": {"medtrain", "medseg"},
+    "medlaunch": {"medtrain", "medseg", "medslurm", "medlaunch"},
+    "medslurm": {"medslurm"},
+}
+FILES = [(name, path) for folder, name in FOLDERS.items() for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize(("package", "path"), FILES, ids=lambda value: getattr(value, "name", value))
+def test_imports_only_leftwards(package: str, path: Path) -> None:
+    ours = {name.split(".")[0] for name in imported(path)} & set(ALLOWED)
+    assert ours <= ALLOWED[package]
+
+
+def test_dali_is_imported_in_one_file() -> None:
+    users = {path.name for _, path in FILES if any(name.startswith("nvidia") for name in imported(path))}
+    assert users == {"pipeline.py"}
+
+
+def test_recipes_import_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import medseg.recipes, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", [path for _, path in FILES], ids=lambda path: path.name)
+def test_no_script_bears_a_standard_library_name(path: Path) -> None:
+    import sys
+
+    assert path.stem not in sys.stdlib_module_names
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in [p for _, p in FILES] + sorted((ROOT / "tests").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
