@@ -20,6 +20,7 @@ class TrainJob:
 
         from medlaunch.train import run
         from medseg.recipes import SegRecipe
+        from medtrain.errors import UserError
         from medtrain.files import write_json
 
         if submitit.JobEnvironment().num_tasks > 1:
@@ -31,7 +32,8 @@ class TrainJob:
         except Exception as error:
             if os.environ.get("RANK", "0") == "0":
                 text = str(error).splitlines()[0] if str(error) else ""
-                write_json(failed, {"status": "failed", "reason": f"{type(error).__name__}: {text}"[:300]})
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                write_json(failed, {"status": "failed", "reason": f"{kind}{text}"[:300]})
             raise
 
     def checkpoint(self) -> Any:

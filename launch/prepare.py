@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    workers: dict[str, Any] = {"type": int, "default": len(os.sched_getaffinity(0)), "help": "processes (default: all cores)"}
+    workers: dict[str, Any] = {
+        "type": int,
+        "default": len(os.sched_getaffinity(0)),
+        "help": "processes (default: all cores)",
+    }
     command = commands.add_parser("brats", help="brain tumours: MSD Task01 or BraTS case folders to a cache")
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True, help="cache file to write (.h5)")

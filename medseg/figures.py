@@ -23,14 +23,26 @@ def overlay(
     tumour = (reference_DHW > 0).sum(axis=(0, 1))
     level = int(tumour.argmax()) if tumour.any() else reference_DHW.shape[2] // 2
     plane = background_DHW[:, :, level]
+    brain = plane != 0
     low, high = np.percentile(background_DHW[background_DHW != 0], (1, 99.5)) if background_DHW.any() else (0, 1)
-    grey = (np.clip((plane - low) / max(1e-6, high - low), 0, 1) * 255).astype(np.uint8)
+    grey = (np.where(brain, np.clip((plane - low) / max(1e-6, high - low), 0.08, 1), 0) * 255).astype(np.uint8)
     panels = [np.repeat(grey[..., None], 3, 2)]
     for label in (reference_DHW, prediction_DHW):
         panels.append(_coloured(panels[0], label[:, :, level], label_map))
     # canonical axes go to the right and to the front; a picture's rows go down
-    turned = [np.flip(np.flip(panel, 0).swapaxes(0, 1), 0) for panel in panels]
+    box = _frame(brain)
+    turned = [np.flip(np.flip(panel[box], 0).swapaxes(0, 1), 0) for panel in panels]
     return np.ascontiguousarray(np.concatenate(turned, axis=1))
+
+
+def _frame(mask: np.ndarray, margin: int = 3) -> tuple[slice, slice]:
+    """The box of a mask and a margin, so that pictures show little empty ground."""
+    frame = []
+    for axis in (1, 0):
+        line = np.flatnonzero(mask.any(axis=axis))
+        first, last = (int(line[0]), int(line[-1])) if line.size else (0, mask.shape[1 - axis] - 1)
+        frame.append(slice(max(0, first - margin), last + 1 + margin))
+    return frame[0], frame[1]
 
 
 def _coloured(grey: np.ndarray, label: np.ndarray, label_map: LabelMap) -> np.ndarray:
@@ -43,7 +55,7 @@ def _coloured(grey: np.ndarray, label: np.ndarray, label_map: LabelMap) -> np.nd
 
 def write_overlay(path: Path, picture_HWC: np.ndarray, title: str) -> None:
     """Write an overlay as PNG with captions and a legend."""
-    figure, axis = _figure((9, 3.9))
+    figure, axis = _figure((9, 4.4))
     axis.imshow(picture_HWC, interpolation="nearest")
     axis.set_axis_off()
     width = picture_HWC.shape[1] / 3
@@ -53,7 +65,7 @@ def write_overlay(path: Path, picture_HWC: np.ndarray, title: str) -> None:
 
     names = {"edema": "oedema", "core": "non-enhancing core", "enhancing": "enhancing tumour"}
     handles = [Patch(color=(r / 255, g / 255, b / 255), label=names[role]) for role, (r, g, b) in COLOURS.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     _write(figure, path)
 

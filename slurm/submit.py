@@ -1,5 +1,6 @@
 """Submit callables with submitit and follow their output."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -39,15 +40,15 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     error = handle.exception()
     if error is None:
         return Outcome(True, handle.result(), "", handle.paths.stdout)
-    reason = last_line(str(error)) or type(error).__name__
+    reason = last_error(str(error)) or type(error).__name__
     print(f"== {name} failed: {reason}\n   log: {handle.paths.stderr}", file=sys.stderr, flush=True)
     return Outcome(False, None, reason, handle.paths.stderr)
 
 
-def last_line(text: str) -> str:
-    """The last line with something in it, where Python's tracebacks put the error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" -\t")]
-    return lines[-1] if lines else ""
+def last_error(text: str) -> str:
+    """The last line of the form `SomeError: words`, which ends a Python traceback; submitit adds its own lines below."""
+    found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", text, re.MULTILINE)
+    return found[-1].strip() if found else ""
 
 
 class Echo:

@@ -39,7 +39,8 @@ def real_brats() -> Path:
 
 
 TINY = (
-    "data.crop=32,32,32", "train.epochs=1", "train.precision=fp32", "train.workers=0", "model.dropout=0",
+    "data.crop=32,32,32", "data.spacing_mm=0", "train.batch=2", "train.epochs=1",
+    "train.precision=fp32", "train.workers=0", "model.dropout=0",
     "train.validate_every=1", "optim.ema=0", "train.deterministic=true",
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ def run_script(program: str, *arguments: object, ranks: int = 0, timeout: float 
     """`python launch/<program>.py` or the same under torchrun; one thread a process."""
     start = [sys.executable]
     if ranks:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
     command = [*start, str(ROOT / "launch" / f"{program}.py"), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)

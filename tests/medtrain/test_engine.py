@@ -129,12 +129,13 @@ def test_training_learns(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("train.epochs=8", "train.validate_every=8", "train.log_every=4"), cache, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert losses[-1] < 0.8 * losses[0]
     assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0] - 0.1
+    assert lines[-1]["val/WT"] > 0.4  # below 0.1 with fresh weights
 
 
 def test_refusals(cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ("train", "brats_segresnet_demo", "--cache", cache, "--out")
+    base = ("train", "brats_segresnet_demo", "--cache", cache, "--set", "data.spacing_mm=0", "--out")
     for sets, words in [
         (("data.crop=64,64,64",), "less than the crop"),
         (("train.batch=3", "train.accumulate=2"), "--set train.batch=4"),
