@@ -19,14 +19,14 @@ LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values atomically."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    try:
-        with replacing(path) as temporary:
+    with replacing(path) as temporary:
+        try:
             torch.save({**content, "versions": versions}, temporary)
-    except RuntimeError as error:
-        # torch's file writer tells a full disk only in words
-        if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise
+        except RuntimeError as error:
+            # torch's file writer has no error of its own for a full disk or quota
+            if "unexpected pos" in str(error) or "iostream" in str(error) or "PytorchStreamWriter" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise
 
 
 def load(path: Path) -> dict[str, Any]:

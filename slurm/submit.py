@@ -46,7 +46,7 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
 
 
 def last_error(text: str) -> str:
-    """The last line of the form `SomeError: words`, which ends a Python traceback; submitit adds its own lines below."""
+    """The last line of the form `SomeError: words`, which ends a Python traceback; submitit adds lines below it."""
     found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", text, re.MULTILINE)
     return found[-1].strip() if found else ""
 
