@@ -16,6 +16,7 @@ from medseg.recipes import SWEEPS, SegRecipe
 from medslurm.submit import follow_locally
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json
+from medtrain.processes import interrupt_on_sigterm
 
 
 def plan(recipes: Sequence[SegRecipe], out: Path, cache: Path) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare")
     parser.add_argument("--processes", type=int, default=1, help="processes that train a member (GPUs of this machine)")
     options = parser.parse_args(argv)
+    interrupt_on_sigterm()
     if options.sweep not in SWEEPS:
         raise UserError(f"there is no sweep {options.sweep!r}: choose {', '.join(SWEEPS)}.")
     recipes = [find_recipe(name).override(options.set) for name in SWEEPS[options.sweep]]

@@ -31,6 +31,7 @@ from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
+from medtrain.processes import die_with_parent
 from medtrain.progress import Progress
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
@@ -161,6 +162,7 @@ def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Prep
 
 
 def _leave_interrupts_to_the_parent() -> None:
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

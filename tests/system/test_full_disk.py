@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from launch_helpers import run_main
+
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.cache import part_fits
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts a tmpfs of that many kilobytes."""
     mounted: list[Path] = []

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in one command: checks first, then measurements. Fails loudly without a GPU.
+#   bash tests/gpu.sh            PYTHON=... names another interpreter than the project's own
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+    # shellcheck source=slurm/env.sh
+    . "$root/slurm/env.sh"
+    export MEDTRAIN_EXTRAS=test
+    medtrain_env "$root"
+    PYTHON=python
+fi
+cd "$root"
+"$PYTHON" - <<'PY'
+import sys
+import torch
+if not torch.cuda.is_available():
+    sys.exit("error: torch sees no CUDA device here: run tests/gpu.sh on a machine with a GPU.")
+print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)
+PY
+"$PYTHON" -m pytest -m gpu tests
+"$PYTHON" tests/bench/gpu_training.py "$@"

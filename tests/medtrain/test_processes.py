@@ -1,0 +1,54 @@
+"""Killed in whatever way, training leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launch_helpers import ROOT
+
+
+def children(pid: int) -> list[int]:
+    """The process and everything below it, from /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        grown, found = bool(more), found | more
+    return sorted(found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, str(ROOT / "launch/train.py"), "brats_segresnet_demo", "--cache", str(cache), "--out",
+               str(tmp_path / "run"), "--set", "data.crop=32,32,32", "--set", "data.spacing_mm=0", "--set",
+               "train.epochs=500", "--set", "train.log_every=1", "--set", "train.workers=2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert metrics.stat().st_size
+        family = children(process.pid)
+        assert len(family) >= 3
+        os.kill(process.pid, number)
+        _, error = process.communicate(timeout=30)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert b"interrupted; the same command goes on" in error
+        assert b"Traceback" not in error
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
