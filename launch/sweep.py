@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from medseg.recipes import SWEEPS, SegRecipe
 from medslurm.submit import follow_locally
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json
-from medtrain.processes import interrupt_on_sigterm
+from medtrain.processes import end_on_signals
 
 
 def plan(recipes: Sequence[SegRecipe], out: Path, cache: Path) -> dict[str, Any]:
@@ -40,10 +41,14 @@ def prepare(data: Path, out: Path, spacings: set[float], workers: int, label_map
 
 def check(recipes: Sequence[SegRecipe], cache: Path) -> None:
     """Refuse before anything runs what would fail in every job."""
+    import torch
+
     from medseg.models import build_model
     from medseg.task import SegTask
     from medtrain.cache import Cache
 
+    if not torch.cuda.is_available() and max(math.prod(r.data.crop) for r in recipes) >= 96**3:
+        print("note: there is no GPU here; this size takes weeks on a CPU (see brats_segresnet_2mm)", flush=True)
     for recipe in recipes:
         split = SegTask(recipe, Cache(cache)).split
         if not split.val and not split.test:
@@ -63,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare")
     parser.add_argument("--processes", type=int, default=1, help="processes that train a member (GPUs of this machine)")
     options = parser.parse_args(argv)
-    interrupt_on_sigterm()
+    end_on_signals()
     if options.sweep not in SWEEPS:
         raise UserError(f"there is no sweep {options.sweep!r}: choose {', '.join(SWEEPS)}.")
     recipes = [find_recipe(name).override(options.set) for name in SWEEPS[options.sweep]]

@@ -10,7 +10,7 @@ from medlaunch.options import find_recipe, recipe_names
 from medseg.recipes import SegRecipe
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json, write_text
-from medtrain.processes import interrupt_on_sigterm
+from medtrain.processes import end_on_signals
 
 
 def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="run folder; a run found there goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe field")
     options = parser.parse_args(argv)
-    interrupt_on_sigterm()
+    end_on_signals()
     recipe = find_recipe(options.recipe).override(options.set)
     if (options.out / "done.json").exists() and (options.out / "recipe.json").exists():
         open_run(recipe, options.cache, options.out)

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from medtrain import rows
 from medtrain.cache import Cache
-from medtrain.processes import die_with_parent
+from medtrain.processes import stay_with_parent
 from medtrain.sampling import Stream, generator, order
 
 
@@ -205,7 +205,7 @@ class VolumeSource:
 
     def _cache(self) -> Cache:
         if self._open is None:
-            die_with_parent()
+            stay_with_parent()
             self._open = Cache(self.cache)
         return self._open
 

@@ -6,7 +6,6 @@ Legend of shapes: C channels, X Y Z the file's voxel axes, D H W canonical axes.
 import hashlib
 import json
 import shutil
-import signal
 import sys
 import zlib
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -31,7 +30,7 @@ from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
-from medtrain.processes import die_with_parent
+from medtrain.processes import stay_with_parent
 from medtrain.progress import Progress
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
@@ -142,9 +141,7 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
 def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int) -> None:
     progress = Progress(len(todo), "prepare")
     # spawn: the children start small, and a bounded queue keeps memory at (processes x one case)
-    with ProcessPoolExecutor(
-        max(1, workers), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
-    ) as pool:
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=stay_with_parent) as pool:
         waiting = list(reversed(todo))
         running: set[Future[str]] = set()
         try:
@@ -159,11 +156,6 @@ def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Prep
             raise
         finally:
             progress.close()
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _prepare_part(files: CaseFiles, parts: Path, label_map: LabelMap, how: Preparation) -> str:

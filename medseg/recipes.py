@@ -95,12 +95,12 @@ def brats_segresnet_2mm() -> SegRecipe:
         name="brats_segresnet_2mm",
         data=VolumeData(crop=(64, 64, 64), spacing_mm=2.0, foreground=0.5, crops_per_case=8, val_fraction=0.0),
         augment=Augment(
-            shift=0.2, scale=0.25, rotate=0.4, degrees=30, zoom=0.3, zoom_range=(0.7, 1.4), noise=0.15, blur=0.2,
-            contrast=0.3, contrast_range=(0.65, 1.5), low_resolution=0.15, gamma=0.4,
+            shift=0.2, scale=0.2, rotate=0.3, degrees=25, zoom=0.2, noise=0.1, blur=0.1, contrast=0.2,
+            low_resolution=0.1, gamma=0.2,
         ),
         loss="dice_bce",
         optim=Optim(name="adamw", lr=1e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=50, clip_norm=1.0,
-                    ema=0.995),
+                    ema=0.99),
         train=Train(epochs=26, batch=1, validate_every=1000, workers=1),
         evaluate=Evaluate(flips=True),
     )  # fmt: skip

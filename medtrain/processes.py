@@ -1,27 +1,42 @@
-"""Child processes that end with their parent, however it ends."""
+"""Processes that end when they should: children with their parent, programs on SIGTERM and Ctrl-C."""
 
 import ctypes
 import multiprocessing
+import os
 import signal
+import threading
 
 PR_SET_PDEATHSIG = 1
+# Longer than any clean-up, shorter than the 30 seconds that SLURM gives by default before SIGKILL.
+PATIENCE_S = 20
 
 
-def die_with_parent() -> None:
-    """In a child of multiprocessing: be killed when the parent ends. A loader's worker would else wait for ever for
-    work from a parent that was killed. Does nothing in a main process, or where the system has no such call.
+def stay_with_parent() -> None:
+    """In a child of multiprocessing: leave Ctrl-C and SIGTERM to the parent, and be killed when it ends.
+
+    A terminal and SLURM signal the whole group at once, and DALI waits for ever for a worker that died of it; a worker
+    whose parent was killed would wait for ever for work. Does nothing in a main process.
     """
     if multiprocessing.parent_process() is None:
         return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM end the program as Ctrl-C does, so that `finally` clauses run and workers are stopped."""
+def end_on_signals() -> None:
+    """SIGTERM and Ctrl-C raise KeyboardInterrupt, so that `finally` clauses run; if the clean-up hangs (a library that
+    waits for a dead process), the program ends all the same after PATIENCE_S.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> None:
+    watchdog = threading.Timer(PATIENCE_S, os._exit, (130,))
+    watchdog.daemon = True
+    watchdog.start()
     raise KeyboardInterrupt

@@ -28,13 +28,17 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: bool) -> None:
+    """`group` signals every process at once, as a terminal and SLURM do."""
     command = [sys.executable, str(ROOT / "launch/train.py"), "brats_segresnet_demo", "--cache", str(cache), "--out",
                str(tmp_path / "run"), "--set", "data.crop=32,32,32", "--set", "data.spacing_mm=0", "--set",
                "train.epochs=500", "--set", "train.log_every=1", "--set", "train.workers=2"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -42,7 +46,7 @@ def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals) -> None
         assert metrics.stat().st_size
         family = children(process.pid)
         assert len(family) >= 3
-        os.kill(process.pid, number)
+        (os.killpg if group else os.kill)(process.pid, number)
         _, error = process.communicate(timeout=30)
     if number != signal.SIGKILL:
         assert process.returncode == 130
