@@ -41,6 +41,8 @@ def phantom(options: argparse.Namespace) -> int:
     from medseg.phantom import write_dataset
     from medtrain.progress import Progress
 
+    if options.cases < 1:
+        raise UserError(f"--cases {options.cases}: give at least 1.")
     if (options.out / "dataset.json").exists():
         print(f"{options.out} already holds a data set")
         return 0

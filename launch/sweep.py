@@ -13,8 +13,10 @@ from typing import Any
 
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_recipe
+from medlaunch.train import open_run
 from medseg.recipes import SWEEPS, SegRecipe
 from medslurm.submit import follow_locally
+from medtrain.cache import Cache
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json
 from medtrain.processes import end_on_signals
@@ -45,7 +47,6 @@ def check(recipes: Sequence[SegRecipe], cache: Path) -> None:
 
     from medseg.models import build_model
     from medseg.task import SegTask
-    from medtrain.cache import Cache
 
     if not torch.cuda.is_available() and max(math.prod(r.data.crop) for r in recipes) >= 96**3:
         print("note: there is no GPU here; this size takes weeks on a CPU (see brats_segresnet_2mm)", flush=True)
@@ -91,6 +92,7 @@ def _run(planned: dict[str, Any], recipes: Sequence[SegRecipe], out: Path, optio
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]
         if (run / "done.json").exists():
+            open_run(recipe, Cache(planned["cache"]), run)
             print(f"{member['folder']} is done already")
             continue
         job = TrainJob(recipe.to_json(), planned["cache"], str(run))

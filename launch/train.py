@@ -1,6 +1,7 @@
 """Train one member: `python launch/train.py RECIPE --cache C.h5 --out RUN`, or the same under torchrun."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from medlaunch.options import find_recipe, recipe_names
 from medseg.recipes import SegRecipe
+from medtrain.cache import Cache
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json, write_text
 from medtrain.processes import end_on_signals
@@ -19,16 +21,16 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
 
     from medseg.task import SegTask
     from medtrain import distributed
-    from medtrain.cache import Cache
     from medtrain.engine import Engine
     from medtrain.results import means, write_rows
 
     ranks = distributed.start()
     try:
-        task = SegTask(recipe, Cache(cache))
+        opened = Cache(cache)
+        task = SegTask(recipe, opened)
         engine = Engine(recipe, task, task.split, out, ranks)
         if ranks.is_main:
-            open_run(recipe, cache, out)
+            open_run(recipe, opened, out)
             write_json(out / "split.json", engine.split.__dict__)
             say_start(recipe, engine, torch.get_num_threads())
         distributed.barrier()
@@ -50,19 +52,17 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
         distributed.finish()
 
 
-def open_run(recipe: SegRecipe, cache: Path, out: Path) -> None:
-    """Make the run folder and write recipe.json; raises UserError where another recipe's run lies there."""
-    there = out / "recipe.json"
+def open_run(recipe: SegRecipe, cache: Cache, out: Path) -> None:
+    """Make the run folder; raises UserError where a run of another recipe or on other data lies there."""
+    there, data = out / "recipe.json", out / "cache.json"
     if there.exists():
         other = type(recipe).from_json(there.read_text(encoding="utf-8"), str(there))
         if other.signature != recipe.signature:
             raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(there, recipe.to_json())
-        write_json(out / "cache.json", {"path": str(cache.resolve())})
-    except PermissionError as error:
-        raise UserError(f"{out} can not be written ({error.strerror}): give a writable --out.") from None
+        if json.loads(data.read_text(encoding="utf-8"))["fingerprint"] != cache.fingerprint:
+            raise UserError(f"{out} was trained on other data than {cache.path} holds: give another --out.")
+    write_json(data, {"path": str(cache.path.resolve()), "fingerprint": cache.fingerprint})
+    write_text(there, recipe.to_json())
 
 
 def say_start(recipe: SegRecipe, engine: Any, threads: int) -> None:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_on_signals()
     recipe = find_recipe(options.recipe).override(options.set)
     if (options.out / "done.json").exists() and (options.out / "recipe.json").exists():
-        open_run(recipe, options.cache, options.out)
+        open_run(recipe, Cache(options.cache), options.out)
         print(f"{options.out} is done already")
         return 0
     done = run(recipe, options.cache, options.out)

@@ -178,7 +178,11 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
 
 
 def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]]) -> bool:
-    cache = Cache(out)
+    try:
+        cache = Cache(out)
+    except UserError as error:
+        reason = str(error).partition(":")[0].removeprefix(str(out)).strip()
+        raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
     try:
         found = {case: cache.file["cases"][case].attrs["recipe"] for case in cache.ids}
     finally:

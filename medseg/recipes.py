@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from medseg.augment import Augment
-from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train
+from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +15,15 @@ class VolumeData:
     `val_fraction` 0 and no hold-out there is no validation, and the newest weights are kept.
     """
 
-    crop: tuple[int, int, int] = (128, 128, 128)
-    spacing_mm: float = 0.0  # that the cache must have; 0: the scans' own
-    foreground: float = 0.0
-    crops_per_case: int = 1
+    crop: tuple[int, int, int] = within((128, 128, 128), 1)
+    spacing_mm: float = within(0.0, 0)  # that the cache must have; 0: the scans' own
+    foreground: float = within(0.0, 0)
+    crops_per_case: int = within(1, 1)
     split_seed: int = 0
     fold: int = 0
-    folds: int = 0
-    val_fraction: float = 0.2
-    test_fraction: float = 0.0
+    folds: int = within(0, 0)
+    val_fraction: float = within(0.2, 0, below=1)
+    test_fraction: float = within(0.0, 0, below=1)
     holdout: tuple[str, ...] = ()
 
 
@@ -32,23 +32,23 @@ class SegModel:
     """MONAI's SegResNet or UNETR, 4 channels in, 3 region logits out. Fields of the other network are not used."""
 
     name: Literal["segresnet", "unetr"] = "segresnet"
-    filters: int = 16
+    filters: int = within(16, 8)  # group normalisation has 8 groups
     blocks_down: tuple[int, ...] = (1, 2, 2, 4)
     blocks_up: tuple[int, ...] = (1, 1, 1)
-    dropout: float = 0.2
-    feature: int = 16
-    hidden: int = 768
-    mlp: int = 3072
-    heads: int = 12
+    dropout: float = within(0.2, 0, below=1)
+    feature: int = within(16, 1)
+    hidden: int = within(768, 1)
+    mlp: int = within(3072, 1)
+    heads: int = within(12, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Sliding window: `window` (0,0,0) takes the crop size. `flips` averages over flips of `flip_axes` at the end."""
 
-    window: tuple[int, int, int] = (0, 0, 0)
-    overlap: float = 0.5
-    batch: int = field(default=2, metadata=NO_EFFECT)
+    window: tuple[int, int, int] = within((0, 0, 0), 0)
+    overlap: float = within(0.5, 0, below=1)
+    batch: int = within(2, 1, **NO_EFFECT)
     flips: bool = False
     flip_axes: tuple[int, ...] = (0, 1, 2)
 

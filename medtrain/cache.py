@@ -122,6 +122,12 @@ class Cache:
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every case's name and checksum: tells whether two caches hold the same data."""
+        pairs = [(case, str(self._group(case).attrs["checksum"])) for case in self.ids]
+        return hashlib.blake2b(json.dumps(pairs).encode(), digest_size=8).hexdigest()
+
     def array(self, case: str, name: str) -> Any:
         """An array of a case without reading it: a view of the memory map, or an h5py dataset if compressed."""
         key = (case, name)
@@ -181,7 +187,8 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not there: {remedy}")
     try:
-        file = h5py.File(path, "r")
+        # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
+        file = h5py.File(path, "r", locking=False)
     except OSError:
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
     if file.attrs.get("format") != FORMAT:

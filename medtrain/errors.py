@@ -19,6 +19,10 @@ def disk_full(error: OSError) -> bool:
     return f"errno = {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error)
 
 
+# What a path can be wrong about, beside not being there.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
+
+
 def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and turn what it raises into an exit code, with one line on stderr for the user's errors."""
     try:
@@ -36,6 +40,10 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
         if disk_full(error):
             where = error.filename or "the output folder"
             print(f"error: no space left while writing {where}: free some and run the same command.", file=sys.stderr)
+            return 2
+        if error.errno in REFUSED and error.filename:
+            words = f"{error.filename} can not be used ({error.strerror})"
+            print(f"error: {words}: correct the path or its permissions.", file=sys.stderr)
             return 2
         traceback.print_exc()
         return 1

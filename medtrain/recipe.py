@@ -15,35 +15,40 @@ from medtrain.errors import UserError
 NO_EFFECT: dict[str, Any] = {"signature": False}
 
 
+def within(default: Any, least: float, below: float = float("inf"), **metadata: Any) -> Any:
+    """A field whose numbers must be at least `least` and below `below`; `override` refuses others."""
+    return field(default=default, metadata={"least": least, "below": below, **metadata})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 1e-4
-    weight_decay: float = 1e-5
+    lr: float = within(1e-4, 0)
+    weight_decay: float = within(1e-5, 0)
     schedule: Literal["poly_epoch", "poly", "cosine", "constant"] = "poly_epoch"
-    power: float = 0.9
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
-    ema: float = 0.0
+    power: float = within(0.9, 0)
+    warmup_steps: int = within(0, 0)
+    clip_norm: float = within(0.0, 0)
+    ema: float = within(0.0, 0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How long and how: `batch` is the global batch of one optimiser step, whatever the number of ranks."""
 
-    epochs: int = 1
-    batch: int = 1
-    accumulate: int = 1
+    epochs: int = within(1, 1)
+    batch: int = within(1, 1)
+    accumulate: int = within(1, 1)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     strategy: Literal["auto", "single", "ddp"] = "auto"
-    seed: int = 0
+    seed: int = within(0, 0)
     deterministic: bool = False
-    validate_every: int = 1  # epochs
-    save_every_s: float = field(default=600.0, metadata=NO_EFFECT)
-    log_every: int = field(default=10, metadata=NO_EFFECT)  # steps
-    workers: int = field(default=1, metadata=NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
+    validate_every: int = within(1, 1)  # epochs
+    save_every_s: float = within(600.0, 0, **NO_EFFECT)
+    log_every: int = within(10, 1, **NO_EFFECT)  # steps
+    workers: int = within(1, 0, **NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ def _replace(value: Any, keys: list[str], text: str, path: str, root: Any = None
         new = _replace(getattr(value, key), keys[1:], text, path, root)
     else:
         new = _parse(hints[key], text, f"--set {path}={text}")
+        _check_range(next(f for f in dataclasses.fields(value) if f.name == key), new, f"--set {path}={text}")
     return dataclasses.replace(value, **{key: new})
 
 
@@ -139,6 +145,16 @@ def _parse(hint: Any, text: str, where: str) -> Any:
             raise UserError(f"{where}: needs true or false.")
         return text.lower() == "true"
     return _check(hint, text if hint is str or origin is Literal else _number(text), where)
+
+
+def _check_range(item: Any, value: Any, where: str) -> None:
+    least, below = item.metadata.get("least"), item.metadata.get("below")
+    if least is None:
+        return
+    for number in value if isinstance(value, tuple) else (value,):
+        if not least <= number < below:
+            bound = f" and below {below:g}" if below < float("inf") else ""
+            raise UserError(f"{where}: needs at least {least:g}{bound}.")
 
 
 def _number(text: str) -> Any:

@@ -1,0 +1,85 @@
+"""What a careless user types: each is one sentence that names the thing, exit code 2, and nothing half-written."""
+
+import os
+from pathlib import Path
+
+import pytest
+from launch_helpers import run_main
+
+from medseg.phantom import write_dataset
+
+TRAIN = ("train", "brats_segresnet_demo", "--cache", "CACHE", "--out", "OUT/run", "--set", "data.spacing_mm=0", "--set",
+         "data.crop=32,32,32", "--set")  # fmt: skip
+CASES = [
+    ((*TRAIN, "train.epochs=0"), "needs at least 1"),
+    ((*TRAIN, "train.batch=0"), "needs at least 1"),
+    ((*TRAIN, "train.validate_every=0"), "needs at least 1"),
+    ((*TRAIN, "train.log_every=0"), "needs at least 1"),
+    ((*TRAIN, "train.workers=-1"), "needs at least 0"),
+    ((*TRAIN, "train.seed=-1"), "needs at least 0"),
+    ((*TRAIN, "data.crop=0,32,32"), "needs at least 1"),
+    ((*TRAIN, "data.crops_per_case=0"), "needs at least 1"),
+    ((*TRAIN, "data.val_fraction=-0.1"), "below 1"),
+    ((*TRAIN, "evaluate.overlap=1"), "below 1"),
+    ((*TRAIN, "model.dropout=1"), "below 1"),
+    ((*TRAIN, "optim.lr=-1"), "needs at least 0"),
+    ((*TRAIN, "optim.ema=1"), "below 1"),
+    (("train", "brats_segresnet_demo", "--cache", "FILE", "--out", "OUT/run"), "not an HDF5 file"),
+    (("train", "brats_segresnet_demo", "--cache", "OUT", "--out", "OUT/run"), "is not there"),
+    ((*TRAIN[:5], "FILE/run", *TRAIN[6:], "train.epochs=1"), "FILE"),
+    (("prepare", "brats", "--data", "DATA", "--out", "FILE"), "not overwritten"),
+    (("prepare", "brats", "--data", "FILE", "--out", "OUT/c.h5"), "not a folder"),
+    (("prepare", "verify", "FILE"), "not an HDF5 file"),
+    (("prepare", "phantom", "--out", "OUT/p", "--cases", "0"), "at least 1"),
+    (("prepare", "phantom", "--out", "FILE/p", "--cases", "1"), "FILE"),
+    (("predict", "--members", "OUT", "--image", "FILE", "--out", "OUT/p"), "must end in .nii"),
+    (("predict", "--members", "DATA", "--image", "DATA/imagesTr", "--out", "OUT/p"), "checkpoint_best.pt is not there"),
+    (("sweep", "brats_demo", "--data", "DATA", "--out", "FILE/s"), "FILE"),
+    (("finish", "FILE"), "no plan.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), CASES)
+def test_bad_input(
+    arguments: tuple[str, ...],
+    words: str,
+    phantoms: Path,
+    cache: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    places = {"OUT": tmp_path / "out", "FILE": tmp_path / "file", "DATA": phantoms, "CACHE": cache}
+    places["OUT"].mkdir()
+    places["FILE"].write_text("some text")
+    named = []
+    for argument in arguments:
+        name, slash, rest = argument.partition("/")
+        named.append(f"{places[name]}{slash}{rest}" if name in places else argument)
+    assert run_main(*named) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert error.count("\n") == 0
+    assert len(error) < 400
+    assert (str(places["FILE"]) if words == "FILE" else words) in error
+    assert places["FILE"].read_text() == "some text"
+    assert [path.name for path in places["OUT"].rglob("*") if path.is_file()] == []
+
+
+def test_a_run_on_other_data_is_not_taken_for_done(
+    phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", "brats_segresnet_demo", "--out", tmp_path / "run", "--set", "data.spacing_mm=0", "--set",
+                 "data.crop=32,32,32", "--set", "train.epochs=1", "--cache")  # fmt: skip
+    assert run_main(*arguments, cache) == 0
+    other = write_dataset(tmp_path / "data", cases=5, seed=9, shape=(48, 56, 40), spacing_mm=4.0)
+    assert run_main("prepare", "brats", "--data", other, "--out", tmp_path / "other.h5") == 0
+    assert run_main(*arguments, tmp_path / "other.h5") == 2
+    assert "trained on other data" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    assert run_main(*("train", "brats_segresnet_demo", "--cache", cache, "--out", tmp_path / "run")) == 2
+    assert "permissions" in capsys.readouterr().err
