@@ -130,4 +130,6 @@ def to_nifti(label_XYZ: np.ndarray, grid: Grid) -> nib.Nifti1Image:
     header.set_data_dtype(np.uint8)
     image = nib.Nifti1Image(label_XYZ.astype(np.uint8), np.array(grid.affine), header)
     image.header.set_slope_inter(1, 0)
+    # the scan's display range would show a label map black
+    image.header["cal_min"] = image.header["cal_max"] = 0
     return image

@@ -16,7 +16,7 @@ medtrain_python() {
     local candidate
     for candidate in python3.11 python3.12 python3.13 python3; do
         if command -v "$candidate" >/dev/null 2>&1 &&
-            "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             printf '%s\n' "$candidate"
             return 0
         fi
@@ -36,7 +36,7 @@ medtrain_env() {
         python=$(medtrain_python) || return 2
         echo "installing into $venv (once, a few minutes)"
         [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" \
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c "$root/constraints.txt" \
             -e "$root${extras:+[$extras]}" || return 1
         printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"
     fi
