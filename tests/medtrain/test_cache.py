@@ -44,8 +44,7 @@ def test_patches_come_from_the_shared_memory_map(tmp_path: Path) -> None:
     path, _ = make(tmp_path)
     cache = Cache(path)
     assert not cache.array("a", "image").flags.owndata
-    with h5py.File(path) as file:
-        assert file["cases/a/image"].id.get_offset() % 4096 == 0
+    assert cache.file["cases/a/image"].id.get_offset() % 4096 == 0
 
 
 def test_verify_names_the_changed_case(tmp_path: Path) -> None:

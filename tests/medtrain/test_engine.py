@@ -142,7 +142,7 @@ def test_refusals(cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.Captur
         (("train.batch=3", "train.accumulate=2"), "--set train.batch=4"),
         (("train.precision=fp16",), "needs a GPU"),
         (("data.holdout=nobody",), "nobody is not in the data set"),
-        (("data.val_fraction=1.0",), "leave 0 for training"),
+        (("data.val_fraction=0.95",), "leave 0 for training"),
         (("data.spacing_mm=2",), "--spacing-mm 2"),
         (("data.crop=20,24,24",), "multiples of 8"),
     ]:
