@@ -1,4 +1,4 @@
-"""What a job runs: small callables that can be pickled and survive a requeue; heavy imports come inside."""
+"""What a job runs: small callables that can be pickled; heavy imports come inside."""
 
 import json
 import os
@@ -36,12 +36,6 @@ class TrainJob:
                 write_json(failed, {"status": "failed", "reason": f"{kind}{text}"[:300]})
             raise
 
-    def checkpoint(self) -> Any:
-        """submitit's call on preemption: the same job again, which goes on from its last checkpoint."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
 
 @dataclass
 class FinishJob:
@@ -57,9 +51,3 @@ class FinishJob:
         plan = json.loads((sweep / "plan.json").read_text(encoding="utf-8"))
         runs = [sweep / member["folder"] for member in plan["members"]]
         return finish(sweep, Path(plan["cache"]), runs, self.weights)
-
-    def checkpoint(self) -> Any:
-        """submitit's call on preemption."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)

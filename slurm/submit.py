@@ -1,5 +1,6 @@
 """Submit callables with submitit and follow their output."""
 
+import os
 import re
 import sys
 import time
@@ -19,6 +20,28 @@ class Outcome:
     log: Path
 
 
+@dataclass(frozen=True)
+class OnThisMachine:
+    """A job with the submitter's view of the GPUs: submitit's local executor hides them all from its processes."""
+
+    job: Callable[[], Any]
+    devices: str | None
+    threads: int
+
+    def __call__(self) -> Any:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if self.devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        return self.job()
+
+    def checkpoint(self) -> Any:
+        """submitit's call on preemption: the same job again."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
 def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes: int = 1) -> Outcome:
     """Run a job in processes of its own on this machine, echo its output as it comes, and tell how it ended."""
     import submitit
@@ -27,8 +50,10 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     # a year: on one's own machine no job is cut short
     executor.update_parameters(name=name, timeout_min=60 * 24 * 365, tasks_per_node=processes)
     print(f"== {name}", flush=True)
-    handle = executor.submit(job)
-    echo = Echo(handle.paths.stdout)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    handle = executor.submit(OnThisMachine(job, os.environ.get("CUDA_VISIBLE_DEVICES"), threads))
+    first = handle.task(0).paths
+    echo = Echo(first.stdout)
     try:
         while not handle.done():
             echo.more()
@@ -39,10 +64,10 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     echo.more()
     error = handle.exception()
     if error is None:
-        return Outcome(True, handle.result(), "", handle.paths.stdout)
+        return Outcome(True, handle.results()[0], "", first.stdout)
     reason = last_error(str(error)) or type(error).__name__
-    print(f"== {name} failed: {reason}\n   log: {handle.paths.stderr}", file=sys.stderr, flush=True)
-    return Outcome(False, None, reason, handle.paths.stderr)
+    print(f"== {name} failed: {reason}\n   log: {first.stderr}", file=sys.stderr, flush=True)
+    return Outcome(False, None, reason, first.stderr)
 
 
 def last_error(text: str) -> str:

@@ -45,6 +45,24 @@ def test_table_and_figures(sweep: tuple[Path, str]) -> None:
         assert imread(out / "figures" / f"{name}.png").std() > 0.05
 
 
+@pytest.mark.distributed
+def test_validation_weights_are_judged_on_test_cases(phantoms: Path, tmp_path: Path) -> None:
+    """With two processes a member, as on a workstation with two GPUs."""
+    extra = [*QUICK[:-2], "--set", "data.val_fraction=0.2", "--set", "data.test_fraction=0.4", "--set",
+             "train.batch=2", "--processes", "2"]  # fmt: skip
+    done = run_script("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path, *extra, "--weights", "validation",
+                      environment={"OMP_NUM_THREADS": "2"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Judged on test cases" in done.stdout
+    assert done.stdout.count("2 processes on CPU with 1 threads") == 2
+    assert "validation weights of brats_segresnet_demo, brats_unetr_demo" in done.stdout
+    rows = read_rows(tmp_path / "cases.csv")
+    assert {row.part for row in rows} == {"test"}
+    split = json.loads(next(tmp_path.glob("brats_*/split.json")).read_text())
+    assert {row.case for row in rows} == set(split["test"])
+    assert not set(split["test"]) & {*split["train"], *split["val"]}
+
+
 def test_a_second_call_trains_nothing_again(sweep: tuple[Path, str], phantoms: Path) -> None:
     out, _ = sweep
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoint_last.pt")}

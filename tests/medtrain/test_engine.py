@@ -47,6 +47,24 @@ def test_a_run_folder_is_whole(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
             "val/TC", "val/WT", "val/ET"} <= keys  # fmt: skip
 
 
+def test_tensorboard_shows_curves_pictures_recipe_and_hparams(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = tiny("train.log_every=1")
+    run(recipe, cache, tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "speed/samples_per_s", "speed/data_wait_share", "memory/peak_gb", "val/TC",
+            "val/WT", "val/ET", "val/mean", "final/mean"} <= set(tags["scalars"])  # fmt: skip
+    assert tags["images"] == ["val/overlay"]
+    assert any(tag.startswith("recipe") for tag in tags["tensors"])
+    assert any("hparams" in key for key in events.summary_metadata)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, abs=1e-6)
+
+
 def test_best_checkpoint_loads_into_plain_monai_and_carries_its_label_map(
     cache: Path, tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -1,0 +1,48 @@
+"""Jobs on this machine: their environment, their output, their errors."""
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+from medslurm.submit import Echo, follow_locally, last_error
+
+
+@pytest.mark.parametrize("devices", [None, "", "GPU-1b2c,3"])
+def test_a_job_sees_the_gpus_that_its_submitter_sees(
+    devices: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if devices is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    job = functools.partial(os.getenv, "CUDA_VISIBLE_DEVICES", "unset")
+    outcome = follow_locally(job, tmp_path, name="devices")
+    assert outcome.ok
+    assert outcome.result == ("unset" if devices is None else devices)
+
+
+def test_output_is_echoed_and_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow_locally(functools.partial(print, "hello from the job"), tmp_path, name="says").ok
+    assert "hello from the job" in capsys.readouterr().out
+    outcome = follow_locally(functools.partial(int, "x"), tmp_path, name="fails")
+    assert not outcome.ok
+    assert outcome.reason == "ValueError: invalid literal for int() with base 10: 'x'"
+    assert outcome.log.is_file()
+
+
+def test_the_last_error_is_found_above_what_submitit_adds() -> None:
+    text = "Traceback\n  x\nKeyError: 'a'\n\nDuring\n\nmedtrain.errors.UserError: no: do.\n\nYou can check\n - /log"
+    assert last_error(text) == "medtrain.errors.UserError: no: do."
+    assert last_error("nothing") == ""
+
+
+def test_echo_prints_whole_lines_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    echo = Echo(log)
+    echo.more()
+    log.write_text("a\nb")
+    echo.more()
+    log.write_text("a\nb and more\nsubmitit INFO x\n")
+    echo.more()
+    assert capsys.readouterr().out == "a\nb and more\n"
