@@ -21,12 +21,13 @@ setup(
         "h5py",
         "nibabel",
         "numpy",
+        "simpleitk",
         "scipy",
         "matplotlib",
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "mypy", "simpleitk"],
+        "test": ["pytest", "ruff", "mypy"],
         "bench": ["blosc2"],
     },
 )

@@ -157,8 +157,11 @@ def _read_box(
 @dataclass
 class VolumeSource:
     """One augmented sample's ingredients per call, for DALI's parallel external source: picklable, opens the cache
-    in the worker. Returns image (C,d,h,w) float16, label (1,d,h,w) uint8, row, key (2,) int64 [epoch, index], and the
-    unit noise field (C,D,H,W) float16, or (1,1,1,1) zeros where no noise was drawn, if the recipe has noise.
+    in the worker. With `warps` it applies a row's matrix itself (on the CPU that is faster than in DALI) and clears
+    `warp` in the row that it hands on.
+
+    Returns image (C,d,h,w) float16, label (1,d,h,w) uint8, row, key (2,) int64 [epoch, index], and, if the recipe has
+    noise, the unit noise field (C,D,H,W) float16, or (1,1,1,1) zeros where none was drawn.
     """
 
     cache: str
@@ -168,6 +171,7 @@ class VolumeSource:
     stream: Stream
     foreground: float = 0.0
     crops_per_case: int = 1
+    warps: bool = True
     _open: Cache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -197,11 +201,18 @@ class VolumeSource:
         sample = self.draw(epoch, index)
         cache = self._cache()
         image = cache.patch(sample.case, "image", sample.start, sample.stop)
-        label = cache.patch(sample.case, "label", sample.start, sample.stop)[None]
+        label = cache.patch(sample.case, "label", sample.start, sample.stop)
+        row, at = sample.row, rows.layout(image.shape[0])
+        if self.warps and row[at["warp"]]:
+            from medseg.warp import warp
+
+            image, label = warp(image, label, row[at["matrix"]], self.crop)
+            row = row.copy()
+            row[at["warp"]] = 0
         key = np.array([epoch, index], np.int64)
         if "noise" not in self.augment.operations:
-            return image, label, sample.row, key
-        return image, label, sample.row, key, noise_field(sample, image.shape[0], self.crop)
+            return image, label[None], row, key
+        return image, label[None], row, key, noise_field(sample, image.shape[0], self.crop)
 
     def _cache(self) -> Cache:
         if self._open is None:

@@ -81,13 +81,15 @@ class SegTask:
         from medtrain.pipeline import VolumeLoader
 
         recipe = self.recipe
+        on_cpu = device.type == "cpu"
+        operations = [name for name in recipe.augment.operations if not (on_cpu and name == "warp")]
         source = VolumeSource(
             cache=str(self.cache.path), cases=self.split.train, crop=recipe.data.crop, augment=recipe.augment,
-            stream=stream, foreground=recipe.data.foreground, crops_per_case=recipe.data.crops_per_case,
+            stream=stream, foreground=recipe.data.foreground, crops_per_case=recipe.data.crops_per_case, warps=on_cpu,
         )  # fmt: skip
         return VolumeLoader(
             source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
-            operations=recipe.augment.operations, workers=recipe.train.workers, device=device,
+            operations=operations, workers=recipe.train.workers, device=device,
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def test_dali_is_imported_in_one_file() -> None:
     assert users == {"pipeline.py"}
 
 
+def test_simpleitk_is_imported_in_one_file() -> None:
+    users = {path.name for _, path in FILES if "SimpleITK" in imported(path)}
+    assert users == {"warp.py"}
+
+
 def test_recipes_import_no_torch() -> None:
     import subprocess
     import sys

@@ -27,8 +27,9 @@ def ours(cache: Any, augment: Any, crop: int, workers: int, threads: int) -> Any
     from medtrain.sampling import Stream
 
     stream = Stream(0, len(cache.ids), 2)
+    operations = [name for name in augment.operations if name != "warp"]  # the workers warp
     source = VolumeSource(str(cache.path), tuple(cache.ids), (crop,) * 3, augment, stream)
-    return VolumeLoader(source, batch=2, channels=4, crop=(crop,) * 3, operations=augment.operations, workers=workers,
+    return VolumeLoader(source, batch=2, channels=4, crop=(crop,) * 3, operations=operations, workers=workers,
                         threads=threads)  # fmt: skip
 
 

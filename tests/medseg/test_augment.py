@@ -17,7 +17,8 @@ ALL = {
     "flip": 0.5, "rotate": 0.5, "degrees": 30, "zoom": 0.5, "noise": 0.5, "blur": 0.5, "contrast": 0.5,
     "low_resolution": 0.5, "gamma": 0.5,
 }  # fmt: skip
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# on the CPU the loader's workers warp, on a GPU DALI does; DALI's warp is checked on the CPU too
+DEVICES = ["cpu", "cpu, DALI warps", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def source_of(cache: Path, augment: Augment, **options) -> VolumeSource:
@@ -27,14 +28,16 @@ def source_of(cache: Path, augment: Augment, **options) -> VolumeSource:
 
 
 def loader_of(source: VolumeSource, workers: int = 0, device: str = "cpu") -> VolumeLoader:
-    return VolumeLoader(source, batch=2, channels=4, crop=CROP, operations=source.augment.operations,
+    operations = [name for name in source.augment.operations if not (source.warps and name == "warp")]
+    return VolumeLoader(source, batch=2, channels=4, crop=CROP, operations=operations,
                         workers=workers, device=torch.device(device))  # fmt: skip
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("only", ["none", *ALL, "everything"])
 def test_dali_equals_numpy(cache: Path, only: str, device: str) -> None:
-    """Largest difference 2e-3 where volumes are warped (DALI's float32 coordinates), 1e-4 else; labels differ in at
+    """Largest difference 5e-3 where volumes are warped (float16 between worker and DALI, DALI's float32 coordinates),
+    1e-4 else; after gamma, noise and the like the same times their gain, 2e-2; labels differ in at
     most 1 voxel of 1,000 (ties of the nearest neighbour).
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -42,7 +45,8 @@ def test_dali_equals_numpy(cache: Path, only: str, device: str) -> None:
     off = {"flip": 0.0, "scale": 0.0, "shift": 0.0}
     kinds = {"none": off, "everything": ALL}.get(only) or {**off, only: ALL[only]}
     source = source_of(cache, Augment(**kinds), foreground=0.5)
-    loader, opened = loader_of(source, device=device), Cache(cache)
+    source.warps = device == "cpu"
+    loader, opened = loader_of(source, device=device.partition(",")[0]), Cache(cache)
     warps = {"rotate", "zoom", "degrees", "everything"}
     for _ in range(6):
         batch = next(loader)
@@ -52,7 +56,7 @@ def test_dali_equals_numpy(cache: Path, only: str, device: str) -> None:
             label = opened.patch(sample.case, "label", sample.start, sample.stop)
             image, label = apply(image, label, sample.row, noise_field(sample, 4, CROP), CROP)
             difference = np.abs(batch.image_BCDHW[n].cpu().numpy() - image)
-            assert difference.max() < (2e-3 if only in warps else 1e-4)
+            assert difference.max() < (2e-2 if only == "everything" else 5e-3 if only in warps else 1e-4)
             assert (batch.label_BDHW[n].cpu().numpy() != label).mean() <= 1e-3
 
 
