@@ -74,7 +74,7 @@ def main() -> None:
         data, words = volumes.folder(place, options.data)
         cache = Cache(prepare_dataset(data, place / "c.h5", Preparation(), workers=2))
         for crop, rotate, workers, threads, count in (
-            (128, 0.0, 1, 1, 20), (128, 0.2, 1, 1, 20), (128, 0.2, 2, 2, 20), (64, 0.2, 1, 1, 60),
+            (128, 0.0, 1, 1, 40), (128, 0.2, 1, 1, 60), (128, 0.2, 2, 2, 60), (64, 0.2, 1, 1, 200),
         ):  # fmt: skip
             value = rate(ours(cache, Augment(rotate=rotate), crop, workers, threads), 2, count)
             peer_value = rate(monais(cache, rotate, crop, workers), 2, count)
