@@ -50,4 +50,4 @@ class FinishJob:
         sweep = Path(self.sweep)
         plan = json.loads((sweep / "plan.json").read_text(encoding="utf-8"))
         runs = [sweep / member["folder"] for member in plan["members"]]
-        return finish(sweep, Path(plan["cache"]), runs, self.weights)
+        return finish(sweep, sweep / plan["cache"], runs, self.weights)

@@ -1,14 +1,19 @@
 """Predict label maps: `predict.py --members RUN... --image X.nii.gz|DIR --out DIR`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medtrain.errors import UserError, exit_code
 
+if TYPE_CHECKING:
+    from medseg.msd import CaseFiles
 
-def find_images(place: Path) -> list:
+
+def find_images(place: Path) -> list["CaseFiles"]:
     """The scans a path names: one 4D file, a folder of them (or its imagesTs), or BraTS case folders."""
     from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 
@@ -27,6 +32,18 @@ def find_images(place: Path) -> list:
     raise UserError(f"{place} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")
 
 
+def refuse_overwriting(cases: Sequence["CaseFiles"], out: Path) -> None:
+    """UserError where a label map would replace a scan or another label map."""
+    seen: set[str] = set()
+    for case in cases:
+        target = out / f"{case.id}.nii.gz"
+        if any(target.resolve() == image.resolve() for image in case.images):
+            raise UserError(f"{target} is the scan itself: give another --out.")
+        if case.id in seen:
+            raise UserError(f"{case.images[0].parent} has two scans named {case.id}: rename one.")
+        seen.add(case.id)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=float, nargs="+", help="one weight a member (default: equal)")
     options = parser.parse_args(argv)
     weights = options.weights or [1.0] * len(options.members)
-    if len(weights) != len(options.members) or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != len(options.members) or not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
         raise UserError(f"--weights needs {len(options.members)} numbers, one a member, at least one above 0.")
     cases = find_images(options.image)
+    refuse_overwriting(cases, options.out)
     import torch
 
     from medseg.members import load_members, predict_scan

@@ -14,8 +14,10 @@ def brats(options: argparse.Namespace) -> int:
     """MSD or BraTS folder -> HDF5 cache."""
     from medseg.preparation import Preparation, prepare_dataset, report_enhancement
 
-    if options.spacing_mm < 0:
-        raise UserError(f"--spacing-mm {options.spacing_mm:g} is negative: give millimetres, or 0 to keep the spacing.")
+    if not 0 <= options.spacing_mm < 100:
+        raise UserError(
+            f"--spacing-mm {options.spacing_mm:g} is no voxel size: give millimetres, or 0 to keep the spacing."
+        )
     how = Preparation(spacing_mm=options.spacing_mm, compressed=options.compressed)
     prepare_dataset(options.data, options.out, how, workers=options.workers, label_map=options.label_map)
     report_enhancement(options.out)
@@ -41,13 +43,15 @@ def phantom(options: argparse.Namespace) -> int:
     from medseg.phantom import write_dataset
     from medtrain.progress import Progress
 
-    if options.cases < 1:
-        raise UserError(f"--cases {options.cases}: give at least 1.")
+    if options.cases < 1 or options.seed < 0:
+        raise UserError(
+            f"--cases {options.cases} --seed {options.seed}: give at least 1 case and a seed of at least 0."
+        )
     if (options.out / "dataset.json").exists():
         print(f"{options.out} already holds a data set")
         return 0
     progress = Progress(options.cases, "phantoms")
-    write_dataset(options.out, cases=options.cases, seed=options.seed, workers=options.workers,
+    write_dataset(options.out, cases=options.cases, seed=options.seed, workers=max(1, options.workers),
                   progress=lambda done, total: progress.advance())  # fmt: skip
     progress.close()
     return 0

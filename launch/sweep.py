@@ -25,7 +25,7 @@ from medtrain.processes import end_on_signals
 def plan(recipes: Sequence[SegRecipe], out: Path, cache: Path) -> dict[str, Any]:
     """The sweep as a value: one folder a member, named by recipe and signature."""
     members = [{"recipe": r.name, "folder": f"{r.name}-{r.signature[:8]}", "signature": r.signature} for r in recipes]
-    return {"out": str(out), "cache": str(cache), "members": members}
+    return {"out": str(out), "cache": cache.name, "members": members}
 
 
 def prepare(data: Path, out: Path, spacings: set[float], workers: int, label_map: str) -> Path:
@@ -41,19 +41,27 @@ def prepare(data: Path, out: Path, spacings: set[float], workers: int, label_map
     return cache
 
 
-def check(recipes: Sequence[SegRecipe], cache: Path) -> None:
+def check(recipes: Sequence[SegRecipe], cache: Path, processes: int, weights: str) -> None:
     """Refuse before anything runs what would fail in every job."""
     import torch
 
     from medseg.models import build_model
     from medseg.task import SegTask
 
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs, one a process.")
     if not torch.cuda.is_available() and max(math.prod(r.data.crop) for r in recipes) >= 96**3:
         print("note: there is no GPU here; this size takes weeks on a CPU (see brats_segresnet_2mm)", flush=True)
     for recipe in recipes:
         split = SegTask(recipe, Cache(cache)).split
         if not split.val and not split.test:
             raise UserError(f"{recipe.name} holds out no case to judge by: --set data.val_fraction=0.2.")
+        if weights == "validation" and not (split.val and split.test):
+            raise UserError("--weights validation needs both val and test cases: --set data.test_fraction=0.2.")
+        if recipe.train.batch % (processes * recipe.train.accumulate):
+            raise UserError(
+                f"{recipe.name} can not share its batch: --set train.batch={processes * recipe.train.accumulate}."
+            )
         build_model(recipe)
 
 
@@ -72,11 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_on_signals()
     if options.sweep not in SWEEPS:
         raise UserError(f"there is no sweep {options.sweep!r}: choose {', '.join(SWEEPS)}.")
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: give at least 1.")
     recipes = [find_recipe(name).override(options.set) for name in SWEEPS[options.sweep]]
     out = options.out
     spacings = {recipe.data.spacing_mm for recipe in recipes}
     cache = prepare(options.data, out, spacings, options.workers, options.label_map)
-    check(recipes, cache)
+    check(recipes, cache, options.processes, options.weights)
     planned = plan(recipes, out, cache)
     write_json(out / "plan.json", planned)
     status = _run(planned, recipes, out, options)
@@ -92,11 +102,13 @@ def _run(planned: dict[str, Any], recipes: Sequence[SegRecipe], out: Path, optio
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]
         if (run / "done.json").exists():
-            open_run(recipe, Cache(planned["cache"]), run)
+            open_run(recipe, Cache(out / planned["cache"]), run)
             print(f"{member['folder']} is done already")
             continue
-        job = TrainJob(recipe.to_json(), planned["cache"], str(run))
-        follow_locally(job, out / "jobs", name=member["folder"], processes=options.processes)
+        job = TrainJob(recipe.to_json(), str(out / planned["cache"]), str(run))
+        outcome = follow_locally(job, out / "jobs", name=member["folder"], processes=options.processes)
+        if not outcome.ok and not (run / "failed.json").exists():
+            write_json(run / "failed.json", {"status": "failed", "reason": outcome.reason})
     finished = follow_locally(FinishJob(str(out), options.weights), out / "jobs", name="finish", processes=1)
     if not finished.ok:
         raise UserError(f"the final job failed ({finished.reason}): see {finished.log}, then run the same command.")

@@ -29,15 +29,23 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
         opened = Cache(cache)
         task = SegTask(recipe, opened)
         engine = Engine(recipe, task, task.split, out, ranks)
+        problem = ""
         if ranks.is_main:
-            open_run(recipe, opened, out)
+            try:
+                open_run(recipe, opened, out)
+            except UserError as error:
+                problem = str(error)
+        problem = distributed.agree(problem)  # or the others would wait for rank 0 until a time limit
+        if problem:
+            raise UserError(problem)
+        if ranks.is_main:
             write_json(out / "split.json", engine.split.__dict__)
             say_start(recipe, engine, torch.get_num_threads())
-        distributed.barrier()
         engine.train()
         engine.load_best()
         part = "test" if task.split.test else "val"
         rows = engine.evaluate(task.split.test or task.split.val, part, thorough=True)
+        engine.tracker.close(means(rows))
         done = {
             "status": "done", "recipe": recipe.name, "signature": recipe.signature, "epochs": recipe.train.epochs,
             "steps": engine.total, "cases": len(rows), "part": part, "scores": means(rows),

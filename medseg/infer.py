@@ -10,12 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from medseg.recipes import SegRecipe
-
-
-def window_of(recipe: SegRecipe) -> tuple[int, int, int]:
-    """The sliding window: the recipe's own, or the training crop."""
-    return recipe.evaluate.window if any(recipe.evaluate.window) else recipe.data.crop
+from medseg.recipes import SegRecipe, window_of
 
 
 def region_probs(forward: Callable[[torch.Tensor], torch.Tensor], image_CDHW: np.ndarray, recipe: SegRecipe,
@@ -32,7 +27,7 @@ def region_probs(forward: Callable[[torch.Tensor], torch.Tensor], image_CDHW: np
 
     def averaged(windows: torch.Tensor) -> torch.Tensor:
         dims = [[axis + 2 for axis in chosen] for chosen in sets]
-        return torch.stack([forward(windows.flip(d)).flip(d) for d in dims]).mean(0)
+        return torch.stack([forward(windows.flip(d)).flip(d) for d in dims]).mean(0).to(windows.device)
 
     with torch.inference_mode():
         logits = sliding_window_inference(

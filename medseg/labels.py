@@ -65,6 +65,8 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
     """Read a label map from a dataset.json's `labels` ({"1": "edema", ...}); None where the words do not tell."""
     found: dict[str, int] = {}
     for code, words in names.items():
+        if not code.isdecimal():
+            return None
         text = str(words).lower()
         if "edema" in text or "ed" in text.split():
             found["edema"] = int(code)

@@ -51,7 +51,8 @@ class Member:
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits, float32, under the precision that the recipe chooses on this device."""
-        precision = precision_for(self.recipe, self.device)
+        trained_half = self.recipe.train.precision == "fp16" and self.device.type == "cpu"
+        precision = "fp32" if trained_half else precision_for(self.recipe, self.device)
         enabled = precision != "fp32"
         with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[precision], enabled=enabled):
             return self.model(image.to(self.device)).float()

@@ -12,6 +12,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from medseg.labels import KNOWN, LabelMap, from_names
 from medtrain.errors import UserError
@@ -26,6 +28,12 @@ ENDINGS = {
     "label": ("_seg", "-seg"),
 }
 SUFFIXES = (".nii.gz", ".nii")
+SPELLINGS = {
+    "FLAIR": ("flair", "t2flair", "t2f"),
+    "T1w": ("t1", "t1w", "t1n"),
+    "T1Gd": ("t1gd", "t1ce", "t1c", "t1wgd", "gdt1w", "t1post"),
+    "T2w": ("t2", "t2w"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,7 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
         raise UserError(
             f"{where} is not in MSD form ({type(error).__name__}: {error}): it needs training, labels and modality."
         ) from None
-    if len(modality) != len(CHANNELS):
-        raise UserError(f"{where} lists {len(modality)} channels, 4 are needed: {', '.join(CHANNELS)}.")
+    _check_channels(where, modality)
     known = from_names(names) if label_map == "auto" else KNOWN[label_map]
     if known is None:
         raise UserError(f"{where}: labels {names} do not tell edema, non-enhancing and enhancing: give --label-map.")
@@ -98,6 +105,16 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
     cases = [_msd_case(folder, where, image, label) for image, label in entries]
     _refuse_twins(cases, where)
     return Dataset(folder, known, tuple(cases))
+
+
+def _check_channels(where: Path, modality: Any) -> None:
+    """The channels' number and order must be ours: FLAIR, T1w, T1Gd, T2w."""
+    listed = [str(modality[key]) for key in sorted(modality, key=str)] if isinstance(modality, dict) else []
+    if len(listed) != len(CHANNELS):
+        raise UserError(f"{where} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
+    for name, wanted in zip(listed, CHANNELS, strict=True):
+        if name.lower().replace("-", "").replace("_", "") not in SPELLINGS[wanted]:
+            raise UserError(f"{where} has channel {name!r} where {wanted} belongs: order them {', '.join(CHANNELS)}.")
 
 
 def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
@@ -137,13 +154,16 @@ def find_case_folders(folder: Path) -> list[CaseFiles]:
         stem = case_id(path).lower()
         for role, endings in ENDINGS.items():
             if stem.endswith(endings):
-                by_folder.setdefault(path.parent, {})[role] = path
+                found = by_folder.setdefault(path.parent, {})
+                if role in found:
+                    raise UserError(f"{path.parent} holds two {role} files: give every case a folder of its own.")
+                found[role] = path
     cases = []
     for place, found in sorted(by_folder.items()):
         missing = [channel for channel in CHANNELS if channel not in found]
         if missing:
             raise UserError(f"{place} has no {missing[0]} file: add it or take the folder out.")
-        cases.append(CaseFiles(place.name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
+        cases.append(CaseFiles(place.resolve().name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
     _refuse_twins(cases, folder)
     return cases
 
@@ -158,7 +178,8 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
             raise UserError(f"{case.images[0]} has shape {data.shape}, not (X, Y, Z, 4): give all four channels.")
         image = np.moveaxis(data, 3, 0)
     else:
-        for path, (data, _, _) in zip(case.images, loaded, strict=True):
+        for path, (data, found, _) in zip(case.images, loaded, strict=True):
+            _same_grid(path, found, case.images[0], affine)
             if data.shape != loaded[0][0].shape or data.ndim != 3:
                 raise UserError(
                     f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels."
@@ -166,17 +187,18 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
         image = np.stack([data for data, _, _ in loaded])
     if not np.isfinite(image).all():
         raise UserError(f"{case.images[0]} holds NaN or infinite voxels: export it again or take the case out.")
-    if not image.any():
-        raise UserError(f"{case.images[0]} is zero everywhere: export it again or take the case out.")
-    label = None if case.label is None else _read_label(case, image.shape[1:], label_map)
+    if not image.any(axis=(1, 2, 3)).all():
+        raise UserError(f"{case.images[0]} is zero everywhere in a channel: export it again or take the case out.")
+    label = None if case.label is None else _read_label(case, image.shape[1:], affine, label_map)
     return Scan(np.ascontiguousarray(image), label, affine, loaded[0][2])
 
 
-def _read_label(case: CaseFiles, shape: tuple[int, ...], label_map: LabelMap) -> np.ndarray:
+def _read_label(case: CaseFiles, shape: tuple[int, ...], affine: np.ndarray, label_map: LabelMap) -> np.ndarray:
     assert case.label is not None
-    data, _, _ = _load(case.label)
+    data, found, _ = _load(case.label)
     if data.shape != shape:
         raise UserError(f"{case.label} has shape {data.shape}, its image {shape}: they must be on one grid.")
+    _same_grid(case.label, found, case.images[0], affine)
     codes = {0, label_map.edema, label_map.core, label_map.enhancing}
     odd = sorted(set(np.unique(data).tolist()) - codes)
     if odd:
@@ -187,6 +209,12 @@ def _read_label(case: CaseFiles, shape: tuple[int, ...], label_map: LabelMap) ->
     return data.astype(np.uint8)
 
 
+def _same_grid(path: Path, affine: np.ndarray, first: Path, first_affine: np.ndarray) -> None:
+    """A label stored left-right mirrored beside its image would else be learnt without a word."""
+    if not np.allclose(affine, first_affine, atol=1e-2):
+        raise UserError(f"{path} lies on another grid than {first.name} (their affines differ): resample it.")
+
+
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
     """(array float32, affine, the header's 348 bytes) of a NIfTI file."""
     if not path.is_file():
@@ -195,7 +223,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
         image: Any = nib.load(path)
         affine = np.asarray(image.affine, float)
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError, HeaderDataError, ImageFileError) as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise UserError(f"{path} is cut short or damaged ({reason}): copy it again.") from None
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import zlib
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -151,6 +152,10 @@ def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Prep
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     progress.advance(future.result())
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that prepared {dataset.folder} was killed (memory?): give fewer --workers."
+            ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -65,6 +65,11 @@ class SegRecipe(Recipe):
     evaluate: Evaluate = Evaluate()
 
 
+def window_of(recipe: SegRecipe) -> tuple[int, int, int]:
+    """The sliding window: the recipe's own, or the training crop."""
+    return recipe.evaluate.window if any(recipe.evaluate.window) else recipe.data.crop
+
+
 def brats_segresnet() -> SegRecipe:
     """The published reproduction: SegResNet, 128^3 crops, soft Dice, Adam 1e-4, poly 0.9, 300 epochs.
 
@@ -82,7 +87,7 @@ def brats_unetr() -> SegRecipe:
 
     Hardware: one GPU of 40 GB or more. Time and score on the 484 cases: not measured.
     """
-    return replace(brats_segresnet(), name="brats_unetr", model=SegModel(name="unetr"))
+    return replace(brats_segresnet(), name="brats_unetr", model=SegModel(name="unetr", dropout=0.0))
 
 
 def brats_segresnet_2mm() -> SegRecipe:

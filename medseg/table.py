@@ -34,11 +34,15 @@ def finish(sweep: Path, cache: Path, runs: Sequence[Path], weights: str = "equal
     rows = [row for run in done for row in read_rows(run / "cases.csv")]
     if not rows:
         raise UserError(f"{sweep}: the recipes hold out no case to judge by: --set data.val_fraction=0.2.")
+    opened = Cache(cache)
+    for run in done:
+        if json.loads((run / "cache.json").read_text(encoding="utf-8"))["fingerprint"] != opened.fingerprint:
+            raise UserError(f"{run} was trained on other data than {cache} holds: train it again in another folder.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = load_members(list(done), device)
     part = next(iter(done.values()))["part"]
     factors = _weights(members, weights, part, sweep)
-    first = SegTask(members[0].recipe, Cache(cache))
+    first = SegTask(members[0].recipe, opened)
     together = _ensemble_rows(first, members, factors, part, sweep / "figures") if len(done) > 1 else []
     write_rows(sweep / "cases.csv", [*rows, *together])
     lines = [_line(run, done.get(run), read_rows(run / "cases.csv") if run in done else []) for run in runs]

@@ -126,7 +126,7 @@ class Cache:
     def fingerprint(self) -> str:
         """A hash of every case's name and checksum: tells whether two caches hold the same data."""
         pairs = [(case, str(self._group(case).attrs["checksum"])) for case in self.ids]
-        return hashlib.blake2b(json.dumps(pairs).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(json.dumps([self.labels, pairs], sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def array(self, case: str, name: str) -> Any:
         """An array of a case without reading it: a view of the memory map, or an h5py dataset if compressed."""

@@ -72,7 +72,6 @@ class Engine:
         self.steps_per_epoch = task.epoch_length() / train.batch
         self.total = max(1, math.ceil(train.epochs * self.steps_per_epoch - 1e-9))
         self.step, self.best = 0, -math.inf
-        self.scores: dict[str, float] = {}
         self.saved_at = time.monotonic()
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -80,11 +79,9 @@ class Engine:
     def train(self) -> None:
         """Train from the last checkpoint, if there is one, to the end; leaves checkpoint_best.pt."""
         self._resume()
-        tracker = Tracker(self.run, active=self.ranks.is_main, step=self.step, total=self.total)
-        tracker.recipe(self.recipe.to_json())
+        self.tracker = Tracker(self.run, self.recipe, active=self.ranks.is_main, step=self.step, total=self.total)
         if self.step < self.total:
-            self._train_steps(tracker)
-        tracker.close(_flat(self.recipe), self.scores)
+            self._train_steps(self.tracker)
         distributed.barrier()
 
     def _train_steps(self, tracker: Tracker) -> None:
@@ -170,7 +167,7 @@ class Engine:
             return
         rows = self.evaluate(self.split.val, "val", thorough=False,
                              show=lambda case, image: tracker.picture(self.step, "val/overlay", image))  # fmt: skip
-        scores = self.scores = means(rows)
+        scores = means(rows)
         tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
         tracker.say(
             f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
@@ -275,15 +272,3 @@ def _peak_gb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    from medtrain.recipe import field_names
-
-    values = {}
-    for name in field_names(recipe):
-        value: Any = recipe
-        for key in name.split("."):
-            value = getattr(value, key)
-        values[name] = value
-    return values

@@ -1,4 +1,4 @@
-"""The one way a program ends: 0 done, 1 our fault, 2 the user's input, 130 interrupted."""
+"""How a program ends: 0 done, 1 our fault, 2 the user's input, 3 a member is missing, 130 interrupted."""
 
 import errno
 import os
@@ -11,12 +11,13 @@ class UserError(Exception):
     """What the user gave is wrong. The message is one sentence that names the file and the remedy."""
 
 
-def disk_full(error: OSError) -> bool:
+def disk_full(error: Exception) -> bool:
     """Whether an operating-system error means that no more bytes fit on the disk or in the quota."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in full:
         return True
-    # h5py reports the C library's errno only in its text
-    return f"errno = {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error)
+    # h5py tells the C library's errno only in its text, and in a RuntimeError when it closes a file
+    return any(f"errno = {number}," in str(error) or os.strerror(number) in str(error) for number in full)
 
 
 # What a path can be wrong about, beside not being there.
@@ -35,13 +36,13 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
+        return 141  # as a program that SIGPIPE ended
+    except (OSError, RuntimeError) as error:
         if disk_full(error):
-            where = error.filename or "the output folder"
+            where = getattr(error, "filename", None) or "the output folder"
             print(f"error: no space left while writing {where}: free some and run the same command.", file=sys.stderr)
             return 2
-        if error.errno in REFUSED and error.filename:
+        if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
             words = f"{error.filename} can not be used ({error.strerror})"
             print(f"error: {words}: correct the path or its permissions.", file=sys.stderr)
             return 2

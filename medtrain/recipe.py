@@ -97,6 +97,17 @@ def _essential(value: Any) -> Any:
     return value
 
 
+def flat(recipe: Any) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    values = {}
+    for name in field_names(recipe):
+        value = recipe
+        for key in name.split("."):
+            value = getattr(value, key)
+        values[name] = value
+    return values
+
+
 def field_names(value: Any, prefix: str = "") -> list[str]:
     """Every dotted name that `override` takes."""
     names: list[str] = []

@@ -86,7 +86,7 @@ def split_cases(
     rest = [case for case in shuffled if case not in set(tests)]
     if holdout:
         tests = [case for case in tests if case not in set(holdout)]
-        vals = sorted(holdout)
+        vals = sorted(set(holdout))
     elif folds > 1:
         vals = rest[fold::folds]
     else:

@@ -91,7 +91,8 @@ class Single:
         """Take `state`'s values back."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # empty where the run went on from bf16 to fp16
+            self.scaler.load_state_dict(state["scaler"])
 
 
 class Ddp(Single):

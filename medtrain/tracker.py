@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from medtrain.progress import Progress
+from medtrain.recipe import Recipe, flat
 
 
 class Tracker:
     """Writes under `run`; a tracker that is not `active` does nothing, so that callers need not ask for the rank."""
 
-    def __init__(self, run: Path, *, active: bool, step: int, total: int):
-        self.active = active
+    def __init__(self, run: Path, recipe: Recipe, *, active: bool, step: int, total: int):
+        self.active, self.hparams = active, flat(recipe)
         self.progress = Progress(total, "train", start=step, quiet=not active)
         self.writer: Any = None
         if active:
@@ -23,12 +24,8 @@ class Tracker:
 
             self.lines = run / "metrics.jsonl"
             _drop_after(self.lines, step)
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step if step else None)
-
-    def recipe(self, text: str) -> None:
-        """Show the recipe as text."""
-        if self.active:
-            self.writer.add_text("recipe", f"```json\n{text}\n```", 0)
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            self.writer.add_text("recipe", f"```json\n{recipe.to_json()}\n```", 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log values by name, such as train/loss, at a step."""
@@ -57,11 +54,11 @@ class Tracker:
         else:
             print(text, flush=True)
 
-    def close(self, hparams: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def close(self, scores: Mapping[str, float]) -> None:
         """Write the hyper-parameters with the final scores, and end."""
         self.progress.close()
         if self.active:
-            kept = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()}
+            kept = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in self.hparams.items()}
             self.writer.add_hparams(kept, {f"final/{k}": v for k, v in scores.items()}, run_name=".")
             self.writer.close()
 

@@ -29,6 +29,9 @@ while [ $# -gt 0 ]; do
     case $1 in
     --data) data=${2:?--data needs a folder} && shift 2 ;;
     --out) out=${2:?--out needs a folder} && shift 2 ;;
+    --data=*) data=${1#*=} && shift ;;
+    --out=*) out=${1#*=} && shift ;;
+    --sweep=*) sweep=${1#*=} && shift ;;
     --sweep) sweep=${2:?--sweep needs a name} && shift 2 ;;
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$here/brats.sh" && exit 0 ;;
     *) rest+=("$1") && shift ;;

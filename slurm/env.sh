@@ -32,10 +32,10 @@ medtrain_env() {
     mkdir -p "$(dirname "$venv")"
     exec 9>"$venv.lock"
     flock 9 # two jobs of one checkout do not install at once
-    if ! grep -qsx "$stamp $root" "$venv/.medtrain" || ! medtrain_has "$venv" "$extras"; then
+    if ! grep -qsxF "$stamp $root" "$venv/.medtrain" || ! medtrain_has "$venv" "$extras"; then
         python=$(medtrain_python) || return 2
         echo "installing into $venv (once, a few minutes)"
-        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$python" -m venv "$venv" || return 1
         "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c "$root/constraints.txt" \
             -e "$root${extras:+[$extras]}" || return 1
         printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+GRACE_S = 10
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,16 +60,32 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
         while not handle.done():
             echo.more()
             time.sleep(0.25)
+            if any_failed(handle, processes):
+                time.sleep(GRACE_S)  # the others may end by themselves, and with a reason of their own
+                break
     except BaseException:
         handle.cancel(check=False)
         raise
     echo.more()
-    error = handle.exception()
+    if not handle.done():
+        handle.cancel(check=False)
+    error = next((e for e in exceptions(handle, processes) if e is not None), None)
     if error is None:
         return Outcome(True, handle.results()[0], "", first.stdout)
     reason = last_error(str(error)) or type(error).__name__
     print(f"== {name} failed: {reason}\n   log: {first.stderr}", file=sys.stderr, flush=True)
     return Outcome(False, None, reason, first.stderr)
+
+
+def exceptions(handle: Any, processes: int) -> list[BaseException | None]:
+    """The error of each process that has ended."""
+    tasks = [handle.task(k) for k in range(processes)]
+    return [task.exception() for task in tasks if task.paths.result_pickle.exists() or task.done()]
+
+
+def any_failed(handle: Any, processes: int) -> bool:
+    """Whether a process of several failed while others may wait for it in a collective for ever."""
+    return processes > 1 and any(error is not None for error in exceptions(handle, processes))
 
 
 def last_error(text: str) -> str:

@@ -181,7 +181,7 @@ def test_wrong_arguments(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureF
     for arguments, words in [
         (("--data", tmp_path / "absent"), "is not a folder"),
         (("--data", phantoms, "--label-map", "mds"), "'mds' is unknown"),
-        (("--data", phantoms, "--spacing-mm", "-1"), "negative"),
+        (("--data", phantoms, "--spacing-mm", "-1"), "no voxel size"),
     ]:
         assert run_main("prepare", "brats", "--out", out, *arguments) == 2
         assert words in capsys.readouterr().err

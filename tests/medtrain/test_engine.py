@@ -134,9 +134,9 @@ def test_two_ranks_equal_one_process(cache: Path, tiny: Tiny, tmp_path: Path) ->
 
 def _as_sets(recipe: SegRecipe) -> list[str]:
     from medseg.recipes import RECIPES
-    from medtrain.engine import _flat
+    from medtrain.recipe import flat
 
-    plain, made = _flat(RECIPES["brats_segresnet_demo"]()), _flat(recipe)
+    plain, made = flat(RECIPES["brats_segresnet_demo"]()), flat(recipe)
     return [
         f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else str(value).lower()}"
         for key, value in made.items() if value != plain[key]

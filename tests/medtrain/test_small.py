@@ -15,7 +15,7 @@ from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError, exit_code
 from medtrain.files import replacing, write_json
 from medtrain.progress import Progress, duration
-from medtrain.recipe import Optim
+from medtrain.recipe import Optim, Recipe
 from medtrain.results import CaseRow, means, read_rows, to_markdown, write_rows
 from medtrain.schedule import learning_rate
 from medtrain.tracker import Tracker
@@ -152,8 +152,8 @@ def test_a_checkpoint_runs_no_code_and_names_what_is_wrong(tmp_path: Path, capsy
 
 def test_tracker_drops_lines_that_a_resumed_run_will_write_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 5, "a": 2}\n{"step": 6, "a"')
-    tracker = Tracker(tmp_path, active=True, step=4, total=9)
+    tracker = Tracker(tmp_path, Recipe(name="r", task="t"), active=True, step=4, total=9)
     tracker.scalars(5, {"train/loss": 0.5})
-    tracker.close({"lr": 1e-3}, {"best": 0.5})
+    tracker.close({"best": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "a": 1}, {"step": 5, "train/loss": 0.5}]
