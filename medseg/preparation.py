@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -126,10 +127,9 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     todo = [case for case, recipe in wanted.values() if not part_fits(parts / f"{case.id}.h5", recipe)]
     if len(todo) < len(wanted):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} cases are prepared already", flush=True)
-    _prepare_all(todo, parts, dataset, how, workers)
     assemble(
         out,
-        {name: parts / f"{name}.h5" for name in wanted},
+        _prepared(sorted(wanted), todo, parts, dataset, how, workers),
         channels=CHANNELS,
         labels=dataset.label_map.to_dict(),
         spacing_mm=how.spacing_mm,
@@ -139,10 +139,17 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     return out
 
 
-def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int) -> None:
+def _prepared(
+    names: list[str], todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int
+) -> Iterator[tuple[str, Path]]:
+    """Yield every case's file: those that are there, then the others as they are prepared, in several processes."""
+    missing = {case.id for case in todo}
+    yield from ((name, parts / f"{name}.h5") for name in names if name not in missing)
     progress = Progress(len(todo), "prepare")
     # spawn: the children start small, and a bounded queue keeps memory at (processes x one case)
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=stay_with_parent) as pool:
+    with ProcessPoolExecutor(
+        max(1, min(workers, len(todo))), mp_context=get_context("spawn"), initializer=stay_with_parent
+    ) as pool:
         waiting = list(reversed(todo))
         running: set[Future[str]] = set()
         try:
@@ -151,11 +158,12 @@ def _prepare_all(todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Prep
                     running.add(pool.submit(_prepare_part, waiting.pop(), parts, dataset.label_map, how))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    progress.advance(future.result())
+                    name = future.result()
+                    yield name, parts / f"{name}.h5"
+                    progress.advance(name)
         except BrokenProcessPool:
-            raise UserError(
-                f"a process that prepared {dataset.folder} was killed (memory?): give fewer --workers."
-            ) from None
+            words = f"a process that prepared {dataset.folder} was killed (memory?)"
+            raise UserError(f"{words}: give fewer --workers.") from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

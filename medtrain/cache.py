@@ -74,14 +74,17 @@ def _create(group: Any, name: str, array: np.ndarray, compressed: bool) -> None:
 
 def assemble(
     out: Path,
-    parts: Mapping[str, Path],
+    parts: Iterable[tuple[str, Path]],
     *,
     channels: Sequence[str],
     labels: Mapping[str, Any],
     spacing_mm: float,
     preparation: Mapping[str, Any],
 ) -> None:
-    """Join case files into one cache, atomically; memory stays at one case. The parts are left in place."""
+    """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
+
+    The parts are left in place. What the iterable raises leaves no cache.
+    """
     with (
         replacing(out) as temporary,
         h5py.File(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
@@ -94,7 +97,7 @@ def assemble(
         file.attrs["spacing_mm"] = spacing_mm
         file.attrs["preparation"] = json.dumps(dict(preparation))
         cases = file.create_group("cases")
-        for name, part in sorted(parts.items()):
+        for name, part in parts:
             with h5py.File(part) as source:
                 group = cases.create_group(name)
                 for key in source:

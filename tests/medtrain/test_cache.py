@@ -18,7 +18,7 @@ def make(folder: Path, *, compressed: bool = False) -> tuple[Path, dict[str, Cas
         cases[name] = Case(image_CDHW=image, label_DHW=label, arrays=arrays, facts={"n": 1})
         write_part(folder / f"{name}.h5", cases[name], recipe="r", compressed=compressed)
     out = folder / "c.h5"
-    parts = {name: folder / f"{name}.h5" for name in cases}
+    parts = [(name, folder / f"{name}.h5") for name in cases]
     assemble(out, parts, channels=["x", "y"], labels={"name": "msd"}, spacing_mm=1.0, preparation={})
     return out, cases
 
@@ -68,7 +68,7 @@ def test_a_failed_assembly_leaves_nothing(tmp_path: Path) -> None:
     part = tmp_path / "a.h5"
     part.write_bytes(b"no HDF5")
     with pytest.raises(OSError, match="file"):
-        assemble(tmp_path / "c.h5", {"a": part}, channels=[], labels={}, spacing_mm=0, preparation={})
+        assemble(tmp_path / "c.h5", [("a", part)], channels=[], labels={}, spacing_mm=0, preparation={})
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
 
 
