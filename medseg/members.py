@@ -45,6 +45,8 @@ class Member:
             preparation = Preparation(**content["preparation"])
         except (KeyError, TypeError):
             raise UserError(f"{path} is a checkpoint of another task or version: name a brats run.") from None
+        if preparation.version != Preparation().version:
+            raise UserError(f"{path} is of data prepared by another version of this program: train it again.")
         model = build_model(recipe)
         checkpoint.load_model(model, content, path)
         return cls(recipe.name, recipe, model.to(device).eval(), label_map, preparation, content["score"], device)

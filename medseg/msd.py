@@ -4,6 +4,7 @@ Legend of shapes: C channels, X Y Z the file's voxel axes.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,8 +120,9 @@ def _check_channels(where: Path, modality: Any) -> None:
 
 def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
     for path in (image, label):
-        target = (folder / path).resolve()
-        if not target.is_relative_to(folder.resolve()):
+        # by the words of the path: a link inside the folder is the owner's own, as on scratch file systems
+        target = Path(os.path.normpath(folder.absolute() / path))
+        if not target.is_relative_to(os.path.normpath(folder.absolute())):
             raise UserError(f"{where} names {path}, which lies outside the data folder: correct the entry.")
         if not target.is_file():
             raise UserError(

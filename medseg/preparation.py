@@ -211,17 +211,14 @@ def report_enhancement(path: Path) -> list[str]:
     odd = sorted(case for case, value in told.items() if value <= 0)
     name = cache.labels["name"]
     cache.close()
-    if odd and len(odd) > len(told) / 2:
-        print(
-            f"WARNING: under label map {name}, enhancing tumour is darker on T1Gd than the non-enhancing core in "
-            f"{len(odd)} of {len(told)} cases: the label map is probably wrong (--label-map).",
-            file=sys.stderr,
-        )
-    elif odd:
-        shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
-        print(
-            f"WARNING: enhancing tumour is darker on T1Gd than the non-enhancing core in {shown}: look at "
-            f"{'this case' if len(odd) == 1 else 'these cases'} (label map {name}).",
-            file=sys.stderr,
-        )
+    if not odd:
+        return odd
+    shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
+    wrong = len(odd) > len(told) / 2
+    advice = "the label map is probably wrong (--label-map)" if wrong else "look at them"
+    print(
+        f"WARNING: under label map {name}, enhancing tumour is darker on T1Gd than the non-enhancing core in "
+        f"{len(odd)} of {len(told)} cases, {advice}: {shown}.",
+        file=sys.stderr,
+    )
     return odd

@@ -93,6 +93,18 @@ def test_a_failed_member_is_a_row_with_its_reason(
     assert "boom" not in capsys.readouterr().out
 
 
+def test_a_replaced_cache_is_noticed(sweep: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = sweep
+    about = next(out.glob("brats_segresnet_demo-*/cache.json"))
+    text = about.read_text()
+    about.write_text(json.dumps({**json.loads(text), "fingerprint": "0"}))
+    try:
+        assert run_main("finish", out) == 2
+    finally:
+        about.write_text(text)
+    assert "trained on other data" in capsys.readouterr().err
+
+
 def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = sweep
     assert run_main("finish", tmp_path) == 2
@@ -104,6 +116,13 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
     arguments = ("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", "--set")
     assert run_main(*arguments, "data.crop=64,64,64") == 2
     assert "less than the crop" in capsys.readouterr().err
+    for extra, words in (
+        (("--processes", 0), "at least 1"),
+        (("--processes", 2), "--set train.batch=2"),
+        (("--weights", "validation"), "--set data.test_fraction"),
+    ):
+        assert run_main("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", *QUICK, *extra) == 2
+        assert words in capsys.readouterr().err
     assert not list((tmp_path / "s").glob("brats_*"))
 
 

@@ -22,6 +22,16 @@ def test_windows_cover_the_volume_and_flips_are_undone(shape: tuple[int, ...], f
     assert torch.allclose(probs, expected, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_network_on_the_gpu_answers_on_the_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    image = np.random.default_rng(0).standard_normal((4, 40, 33, 51)).astype(np.float16)
+    recipe = RECIPES["brats_segresnet"]().override(["data.crop=32,32,32"])
+    probs = infer.region_probs(lambda windows: identity(windows.cuda()), image, recipe)
+    assert torch.allclose(probs, torch.sigmoid(torch.from_numpy(image[:3].astype(np.float32))), atol=1e-5)
+
+
 def test_flips_average_the_logits() -> None:
     def position(image: torch.Tensor) -> torch.Tensor:
         ramp = torch.arange(image.shape[2], dtype=torch.float32)[None, None, :, None, None]

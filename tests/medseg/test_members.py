@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from launch_helpers import run_main
 
@@ -55,6 +56,13 @@ def test_a_predicted_file_scores_what_the_run_says(
         truth = np.asarray(nib.load(phantoms / "labelsTr" / f"{row.case}.nii.gz").dataobj)
         label_map = Member.load(runs[which], torch.device("cpu")).label_map
         scores = score_case(np.asarray(found.dataobj), truth, label_map)
+        masks = [
+            SimpleITK.ReadImage(str(file)) > 0
+            for file in (tmp_path / f"{row.case}.nii.gz", phantoms / "labelsTr" / f"{row.case}.nii.gz")
+        ]
+        overlap = SimpleITK.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*masks)
+        assert overlap.GetDiceCoefficient() == pytest.approx(scores["WT"], abs=1e-9)
         # preparing without the label may crop a voxel tighter where tumour leaves the brain
         assert scores["WT"] == pytest.approx(row.scores["WT"], abs=5e-3)
 
@@ -94,6 +102,20 @@ def test_refusals(runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pyte
         assert words in error
         assert "Traceback" not in error
         assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_scan_is_never_overwritten(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = tmp_path / "a.nii.gz"
+    scan.write_bytes((phantoms / "imagesTr" / "PHANTOM_000.nii.gz").read_bytes())
+    before = scan.read_bytes()
+    assert run_main("predict", "--members", runs[0], "--image", scan, "--out", tmp_path) == 2
+    assert "is the scan itself" in capsys.readouterr().err
+    (tmp_path / "a.nii").write_bytes(b"")
+    assert run_main("predict", "--members", runs[0], "--image", tmp_path, "--out", tmp_path / "out") == 2
+    assert "two scans named a" in capsys.readouterr().err
+    assert scan.read_bytes() == before
 
 
 def test_native_dice_is_taken_on_the_original_spacing(coarse: Path, runs: list[Path]) -> None:

@@ -136,6 +136,22 @@ def _with_nan(array: np.ndarray) -> np.ndarray:
     return out
 
 
+def _mirror(path: Path) -> None:
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:, 0] *= -1
+    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
+
+
+def _two_patients_in_one_folder(data: Path) -> None:
+    shutil.rmtree(data / "imagesTr")
+    shutil.rmtree(data / "labelsTr")
+    (data / "dataset.json").unlink()
+    for patient in "ab":
+        for name in ("flair", "t1", "t1ce", "t2", "seg"):
+            (data / f"{patient}_{name}.nii.gz").write_bytes(b"x")
+
+
 IMAGE, LABEL = "imagesTr/PHANTOM_000.nii.gz", "labelsTr/PHANTOM_000.nii.gz"
 BAD = {
     "no dataset.json": (lambda d: (d / "dataset.json").unlink(), "no FLAIR|neither dataset.json"),
@@ -150,6 +166,13 @@ BAD = {
     "truncated": (lambda d: (d / IMAGE).write_bytes((d / IMAGE).read_bytes()[:999]), "cut short or damaged"),
     "no gzip": (lambda d: (d / IMAGE).write_bytes(b"hello"), "cut short or damaged"),
     "affine": (lambda d: _flatten_affine(d / IMAGE), "not invertible"),
+    "mirrored label": (lambda d: _mirror(d / LABEL), "another grid"),
+    "bad header": (lambda d: (d / IMAGE).write_bytes(gzip.compress(bytes([92, 1]) + bytes(400))), "damaged"),
+    "two patients": (_two_patients_in_one_folder, "holds two FLAIR files"),
+    "channel order": (
+        lambda d: _listing(d, lambda x: x.update(modality={"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"})),
+        "'T1w' where FLAIR belongs",
+    ),
     "twins": (lambda d: _listing(d, lambda x: x["training"].append(x["training"][0])), "two cases named PHANTOM_000"),
     "leaves": (lambda d: _listing(d, lambda x: x["training"][0].update(image="../x.nii.gz")), "outside the data"),
     "no cases": (lambda d: _listing(d, lambda x: x.update(training=[])), "no training case"),
