@@ -1,7 +1,6 @@
-"""What the programs share on the command line: finding recipes by name, reading them back from run folders."""
+"""What the programs share on the command line: finding recipes by name."""
 
 import difflib
-from pathlib import Path
 
 from medseg import recipes
 from medseg.recipes import SegRecipe
@@ -19,11 +18,3 @@ def find_recipe(name: str) -> SegRecipe:
         near = difflib.get_close_matches(name, recipes.RECIPES, 3, 0.4) or list(recipes.RECIPES)
         raise UserError(f"there is no recipe {name!r}: choose {', '.join(near)}.")
     return recipes.RECIPES[name]()
-
-
-def read_recipe(run: Path) -> SegRecipe:
-    """A run folder's recipe."""
-    path = run / "recipe.json"
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder (no recipe.json): name the folder that launch/train.py wrote.")
-    return SegRecipe.from_json(path.read_text(encoding="utf-8"), str(path))

@@ -24,6 +24,7 @@ def test_unetr_is_monais() -> None:
     model = build_model(RECIPES["brats_unetr"]().override(["data.crop=32,32,32"]))
     plain = UNETR(4, 3, img_size=32, feature_size=16, hidden_size=768, mlp_dim=3072, num_heads=12)
     plain.load_state_dict(model.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["brats_segresnet_demo", "brats_unetr_demo"])
