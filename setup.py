@@ -9,10 +9,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # `kernels`, `launch` and `slurm` are the top-level names of other distributions, hence the prefix.
-    packages=["medtrain", "medseg", "medlaunch", "medslurm"],
+    packages=["medtrain", "medseg", "medcls", "medlaunch", "medslurm"],
     package_dir={"medlaunch": "launch", "medslurm": "slurm"},
     install_requires=[
         "torch>=2.6",
+        "torchvision>=0.21",
+        "timm>=1.0",
         "monai>=1.6",
         "einops",  # MONAI's UNETR needs it
         "nvidia-dali-cuda130>=2.0",
@@ -23,6 +25,11 @@ setup(
         "numpy",
         "simpleitk",
         "scipy",
+        "scikit-learn",
+        "pillow",
+        "imagehash",
+        "opencv-python-headless",
+        "safetensors",
         "matplotlib",
         "tqdm",
     ],

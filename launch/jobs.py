@@ -1,6 +1,5 @@
 """What a job runs: small callables that can be pickled; heavy imports come inside."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ class TrainJob:
     def __call__(self) -> dict[str, Any]:
         import submitit
 
+        from medlaunch.options import read_recipe
         from medlaunch.train import run
-        from medseg.recipes import SegRecipe
         from medtrain.errors import UserError
         from medtrain.files import write_json
 
@@ -28,7 +27,7 @@ class TrainJob:
         failed = Path(self.out) / "failed.json"
         try:
             failed.unlink(missing_ok=True)
-            return run(SegRecipe.from_json(self.recipe), Path(self.cache), Path(self.out))
+            return run(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), Path(self.out))
         except Exception as error:
             if os.environ.get("RANK", "0") == "0":
                 text = str(error).splitlines()[0] if str(error) else ""
@@ -45,9 +44,12 @@ class FinishJob:
     weights: str
 
     def __call__(self) -> int:
-        from medseg.table import finish
+        from medlaunch.options import DOORS
+        from medtrain.errors import UserError
+        from medtrain.files import read_json
 
         sweep = Path(self.sweep)
-        plan = json.loads((sweep / "plan.json").read_text(encoding="utf-8"))
-        runs = [sweep / member["folder"] for member in plan["members"]]
-        return finish(sweep, sweep / plan["cache"], runs, self.weights)
+        plan = read_json(sweep / "plan.json")
+        if plan.get("task") not in DOORS:
+            raise UserError(f"{sweep / 'plan.json'} is of another version of this program: run the sweep again.")
+        return DOORS[plan["task"]].finish(sweep, plan, self.weights)

@@ -1,20 +1,57 @@
-"""What the programs share on the command line: finding recipes by name."""
+"""The two tasks as the programs see them, and recipes by name. Each task has a `door` with the same functions."""
 
 import difflib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from medseg import recipes
-from medseg.recipes import SegRecipe
+from medcls import door as images
+from medseg import door as volumes
 from medtrain.errors import UserError
+
+DOORS: dict[str, ModuleType] = {door.TASK: door for door in (volumes, images)}
 
 
 def recipe_names() -> list[str]:
     """Every recipe that can be named."""
-    return list(recipes.RECIPES)
+    return [name for door in DOORS.values() for name in door.RECIPES]
 
 
-def find_recipe(name: str) -> SegRecipe:
+def sweep_names() -> list[str]:
+    """Every sweep that can be named."""
+    return [name for door in DOORS.values() for name in door.SWEEPS]
+
+
+def find_recipe(name: str) -> Any:
     """The recipe of that name; raises UserError with near names."""
-    if name not in recipes.RECIPES:
-        near = difflib.get_close_matches(name, recipes.RECIPES, 3, 0.4) or list(recipes.RECIPES)
-        raise UserError(f"there is no recipe {name!r}: choose {', '.join(near)}.")
-    return recipes.RECIPES[name]()
+    for door in DOORS.values():
+        if name in door.RECIPES:
+            return door.RECIPES[name]()
+    near = difflib.get_close_matches(name, recipe_names(), 3, 0.4) or recipe_names()
+    raise UserError(f"there is no recipe {name!r}: choose {', '.join(near)}.")
+
+
+def find_sweep(name: str) -> ModuleType:
+    """The door of the task that a sweep belongs to."""
+    for door in DOORS.values():
+        if name in door.SWEEPS:
+            return door
+    raise UserError(f"there is no sweep {name!r}: choose {', '.join(sweep_names())}.")
+
+
+def read_recipe(text: str, origin: str) -> Any:
+    """A recipe from its JSON text, of whichever task; raises UserError."""
+    try:
+        door = DOORS[json.loads(text)["task"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{origin} is no recipe of this program: take it from an intact run folder.") from None
+    return door.Recipe.from_json(text, origin)
+
+
+def door_of_run(run: Path) -> ModuleType:
+    """The door of the task that a run folder belongs to; raises UserError."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: name the folder of a run that has trained.")
+    return DOORS[read_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path)).task]

@@ -1,4 +1,6 @@
-"""Prepare data: `prepare.py brats --data DIR --out C.h5`, `prepare.py verify C.h5`, `prepare.py phantom --out DIR`."""
+"""Prepare data: `prepare.py brats|multicancer --data DIR --out C.h5`, `verify C.h5`, `audit C.h5`, `weights`,
+`phantom|phantom-images --out DIR`.
+"""
 
 import argparse
 import os
@@ -25,15 +27,56 @@ def brats(options: argparse.Namespace) -> int:
     return 0
 
 
-def verify(options: argparse.Namespace) -> int:
-    """Compare every case's bytes with its checksum."""
-    from medtrain.cache import Cache
+def multicancer(options: argparse.Namespace) -> int:
+    """Folders of images -> HDF5 cache, with groups of near-duplicates."""
+    from medcls.preparation import prepare_folder
+
+    prepare_folder(options.data, options.out, workers=options.workers, strict=options.strict)
+    print(f"{options.out}: {options.out.stat().st_size / 1e9:.2f} GB")
+    return _print_audit(options.out)
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Print how many test images have a near-duplicate in training."""
+    return _print_audit(options.cache)
+
+
+def _print_audit(path: Path) -> int:
+    from medcls.audit import audit_lines
+    from medcls.recipes import ImageData
+    from medtrain.image_cache import ImageCache
+    from medtrain.results import to_markdown
+
+    cache = ImageCache(path)
+    print("\n" + to_markdown(audit_lines(cache, [ImageData(cancer=cancer) for cancer in cache.cancers])))
+    return 0
+
+
+def weights(options: argparse.Namespace) -> int:
+    """Fetch the networks' ImageNet weights, on a node with internet."""
+    from medcls import backbones
     from medtrain.progress import track
 
-    cache = Cache(options.cache)
+    folder = backbones.weights_folder(str(options.out or ""))
+    for name in track(backbones.NAMES, len(backbones.NAMES), "weights"):
+        backbones.fetch(name, folder)
+    print(f"weights of {', '.join(backbones.NAMES)} in {folder}")
+    if options.out:
+        print(f"let the jobs find them: export MEDTRAIN_WEIGHTS={folder.resolve()}")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compare every case's bytes with its checksum."""
+    from medtrain.cache import Cache, kind_of
+    from medtrain.image_cache import ImageCache
+    from medtrain.progress import track
+
+    cache = Cache(options.cache) if kind_of(options.cache) == "volume" else ImageCache(options.cache)
     damaged = [case for case, intact in track(cache.verify(), len(cache.ids), "verify") if not intact]
     if damaged:
-        raise UserError(f"{options.cache}: the bytes of case {', '.join(damaged)} have changed: prepare it again.")
+        names = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        raise UserError(f"{options.cache}: the bytes of case {names} have changed: prepare it again.")
     print(f"{options.cache}: {len(cache.ids)} cases are intact")
     return 0
 
@@ -57,6 +100,27 @@ def phantom(options: argparse.Namespace) -> int:
     return 0
 
 
+def phantom_images(options: argparse.Namespace) -> int:
+    """Write phantom images in the Multi Cancer layout."""
+    from medcls.phantom import write_dataset
+    from medtrain.progress import Progress
+
+    if options.images < 1 or options.seed < 0:
+        raise UserError(f"--images {options.images} --seed {options.seed}: give at least 1 and a seed of at least 0.")
+    if (options.out / "phantom_truth.csv").exists():
+        print(f"{options.out} already holds a data set")
+        return 0
+    progress: list[Progress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not progress:
+            progress.append(Progress(total, "phantoms"))
+        progress[0].advance()
+
+    write_dataset(options.out, images=options.images, seed=options.seed, workers=max(1, options.workers), progress=tell)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,6 +138,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--compressed", action="store_true", help="smaller file, slower patches")
     command.add_argument("--workers", **workers)
     command.set_defaults(run=brats)
+    command = commands.add_parser("multicancer", help="folders of images to a cache")
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="cache file to write (.h5)")
+    command.add_argument("--strict", action="store_true", help="stop at an image that can not be read")
+    command.add_argument("--workers", **workers)
+    command.set_defaults(run=multicancer)
+    command = commands.add_parser("audit", help="near-duplicates across the splits of a cache of images")
+    command.add_argument("cache", type=Path)
+    command.set_defaults(run=audit)
+    command = commands.add_parser("weights", help="fetch ImageNet weights, on a node with internet")
+    command.add_argument("--out", type=Path, help="folder (default: $MEDTRAIN_WEIGHTS or ~/.cache/medtrain/weights)")
+    command.set_defaults(run=weights)
     command = commands.add_parser("verify", help="compare a cache with its checksums")
     command.add_argument("cache", type=Path)
     command.set_defaults(run=verify)
@@ -83,6 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", **workers)
     command.set_defaults(run=phantom)
+    command = commands.add_parser("phantom-images", help="make phantom images in the Multi Cancer layout")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--images", type=int, default=150, help="of each class")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", **workers)
+    command.set_defaults(run=phantom_images)
     options = parser.parse_args(argv)
     return options.run(options)
 

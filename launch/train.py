@@ -1,33 +1,31 @@
 """Train one member: `python launch/train.py RECIPE --cache C.h5 --out RUN`, or the same under torchrun."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medlaunch.options import find_recipe, recipe_names
-from medseg.recipes import SegRecipe
-from medtrain.cache import Cache
+from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import UserError, exit_code
-from medtrain.files import write_json, write_text
+from medtrain.files import read_json, write_json, write_text
 from medtrain.processes import end_on_signals
+from medtrain.recipe import Recipe
 
 
-def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
+def run(recipe: Recipe, cache: Path, out: Path) -> dict[str, Any]:
     """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended."""
     import torch
 
-    from medseg.task import SegTask
     from medtrain import distributed
     from medtrain.engine import Engine
-    from medtrain.results import means, write_rows
+    from medtrain.results import CaseRow, write_rows
 
+    door = DOORS[recipe.task]
     ranks = distributed.start()
     try:
-        opened = Cache(cache)
-        task = SegTask(recipe, opened)
+        opened = door.open_cache(cache)
+        task = door.make_task(recipe, opened)
         engine = Engine(recipe, task, task.split, out, ranks)
         problem = ""
         if ranks.is_main:
@@ -43,13 +41,16 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
             say_start(recipe, engine, torch.get_num_threads())
         engine.train()
         engine.load_best()
-        part = "test" if task.split.test else "val"
-        rows = engine.evaluate(task.split.test or task.split.val, part, thorough=True)
-        engine.tracker.close(means(rows))
+        rows: list[CaseRow] = []
+        for part, cases in task.judged():
+            judged = engine.evaluate(cases, part, thorough=True)
+            rows += judged
+        scores = task.summary(judged)
+        engine.tracker.close(scores)
         done = {
             "status": "done", "recipe": recipe.name, "signature": recipe.signature, "epochs": recipe.train.epochs,
-            "steps": engine.total, "cases": len(rows), "part": part, "scores": means(rows),
-            "label_map": task.label_map.name, "precision": engine.strategy.precision,
+            "steps": engine.total, "cases": len(judged), "part": part, "scores": scores,
+            "precision": engine.strategy.precision, **task.about(),
         }  # fmt: skip
         if ranks.is_main:
             write_rows(out / "cases.csv", rows)
@@ -60,20 +61,20 @@ def run(recipe: SegRecipe, cache: Path, out: Path) -> dict[str, Any]:
         distributed.finish()
 
 
-def open_run(recipe: SegRecipe, cache: Cache, out: Path) -> None:
+def open_run(recipe: Recipe, cache: Any, out: Path) -> None:
     """Make the run folder; raises UserError where a run of another recipe or on other data lies there."""
     there, data = out / "recipe.json", out / "cache.json"
     if there.exists():
         other = type(recipe).from_json(there.read_text(encoding="utf-8"), str(there))
         if other.signature != recipe.signature:
             raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
-        if json.loads(data.read_text(encoding="utf-8"))["fingerprint"] != cache.fingerprint:
+        if read_json(data).get("fingerprint") != cache.fingerprint:
             raise UserError(f"{out} was trained on other data than {cache.path} holds: give another --out.")
     write_json(data, {"path": str(cache.path.resolve()), "fingerprint": cache.fingerprint})
     write_text(there, recipe.to_json())
 
 
-def say_start(recipe: SegRecipe, engine: Any, threads: int) -> None:
+def say_start(recipe: Recipe, engine: Any, threads: int) -> None:
     """One line about what is going to happen."""
     split, ranks = engine.split, engine.ranks
     count = sum(p.numel() for p in engine.strategy.model.parameters())
@@ -97,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_on_signals()
     recipe = find_recipe(options.recipe).override(options.set)
     if (options.out / "done.json").exists() and (options.out / "recipe.json").exists():
-        open_run(recipe, Cache(options.cache), options.out)
+        open_run(recipe, DOORS[recipe.task].open_cache(options.cache), options.out)
         print(f"{options.out} is done already")
         return 0
     done = run(recipe, options.cache, options.out)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in done["scores"].items())
     if scores and is_rank_0():
-        print(f"{done['cases']} {done['part']} cases, Dice on the original spacing: {scores}", flush=True)
+        print(f"{done['cases']} {done['part']} cases, {DOORS[recipe.task].WORDS}: {scores}", flush=True)
     return 0
 
 

@@ -19,7 +19,7 @@ from medtrain import checkpoint
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing
-from medtrain.strategy import DTYPES, precision_for
+from medtrain.strategy import Forward, inference
 
 
 @dataclass
@@ -28,11 +28,10 @@ class Member:
 
     name: str
     recipe: SegRecipe
-    model: torch.nn.Module
+    forward: Forward
     label_map: LabelMap
     preparation: Preparation
     score: float | None
-    device: torch.device
 
     @classmethod
     def load(cls, run: Path, device: torch.device) -> Self:
@@ -49,15 +48,8 @@ class Member:
             raise UserError(f"{path} is of data prepared by another version of this program: train it again.")
         model = build_model(recipe)
         checkpoint.load_model(model, content, path)
-        return cls(recipe.name, recipe, model.to(device).eval(), label_map, preparation, content["score"], device)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, under the precision that the recipe chooses on this device."""
-        trained_half = self.recipe.train.precision == "fp16" and self.device.type == "cpu"
-        precision = "fp32" if trained_half else precision_for(self.recipe, self.device)
-        enabled = precision != "fp32"
-        with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[precision], enabled=enabled):
-            return self.model(image.to(self.device)).float()
+        forward = inference(model, recipe, device)
+        return cls(recipe.name, recipe, forward, label_map, preparation, content["score"])
 
     def native_probs(self, image_CDHW: np.ndarray, grid: Grid) -> np.ndarray:
         """Region probabilities (3,D,H,W) in the crop box at the scan's own spacing."""

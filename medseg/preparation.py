@@ -9,10 +9,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
-from medtrain.processes import stay_with_parent
+from medtrain.processes import in_processes
 from medtrain.progress import Progress
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
@@ -146,32 +143,17 @@ def _prepared(
     missing = {case.id for case in todo}
     yield from ((name, parts / f"{name}.h5") for name in names if name not in missing)
     progress = Progress(len(todo), "prepare")
-    # spawn: the children start small, and a bounded queue keeps memory at (processes x one case)
-    with ProcessPoolExecutor(
-        max(1, min(workers, len(todo))), mp_context=get_context("spawn"), initializer=stay_with_parent
-    ) as pool:
-        waiting = list(reversed(todo))
-        running: set[Future[str]] = set()
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * max(1, workers):
-                    running.add(pool.submit(_prepare_part, waiting.pop(), parts, dataset.label_map, how))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    name = future.result()
-                    yield name, parts / f"{name}.h5"
-                    progress.advance(name)
-        except BrokenProcessPool:
-            words = f"a process that prepared {dataset.folder} was killed (memory?)"
-            raise UserError(f"{words}: give fewer --workers.") from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        finally:
-            progress.close()
+    jobs = [(case, parts, dataset.label_map, how) for case in todo]
+    try:
+        for name in in_processes(_prepare_part, jobs, workers, what=f"prepared {dataset.folder}"):
+            yield name, parts / f"{name}.h5"
+            progress.advance(name)
+    finally:
+        progress.close()
 
 
-def _prepare_part(files: CaseFiles, parts: Path, label_map: LabelMap, how: Preparation) -> str:
+def _prepare_part(job: tuple[CaseFiles, Path, LabelMap, Preparation]) -> str:
+    files, parts, label_map, how = job
     case = prepare_case(files.id, read_scan(files, label_map), label_map, how)
     write_part(parts / f"{files.id}.h5", case, recipe=_recipe(files, label_map, how), compressed=how.compressed)
     return files.id

@@ -1,6 +1,5 @@
 """The ensemble's rows and the table of a sweep: members, ensemble, failures with their reason."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from medseg.task import SegTask
 from medtrain.cache import Cache
 from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
-from medtrain.files import write_text
+from medtrain.files import read_json, write_text
 from medtrain.progress import track
 from medtrain.results import CaseRow, means, read_rows, to_csv, to_markdown, write_rows
 
@@ -28,7 +27,7 @@ RULES = (
 
 def finish(sweep: Path, cache: Path, runs: Sequence[Path], weights: str = "equal") -> int:
     """Make the ensemble of the finished runs, the tables and the figures; returns how many members are missing."""
-    done = {run: json.loads((run / "done.json").read_text(encoding="utf-8")) for run in runs if _is_done(run)}
+    done = {run: read_json(run / "done.json") for run in runs if _is_done(run)}
     if not done:
         raise UserError(f"{sweep} has no finished member: look at {sweep / 'jobs'} for the reason, then run it again.")
     rows = [row for run in done for row in read_rows(run / "cases.csv")]
@@ -36,7 +35,7 @@ def finish(sweep: Path, cache: Path, runs: Sequence[Path], weights: str = "equal
         raise UserError(f"{sweep}: the recipes hold out no case to judge by: --set data.val_fraction=0.2.")
     opened = Cache(cache)
     for run in done:
-        if json.loads((run / "cache.json").read_text(encoding="utf-8"))["fingerprint"] != opened.fingerprint:
+        if read_json(run / "cache.json").get("fingerprint") != opened.fingerprint:
             raise UserError(f"{run} was trained on other data than {cache} holds: train it again in another folder.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = load_members(list(done), device)
@@ -89,7 +88,7 @@ def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[f
 def _line(run: Path, done: dict[str, Any] | None, rows: list[CaseRow]) -> list[str]:
     if done is None:
         failed = run / "failed.json"
-        reason = json.loads(failed.read_text(encoding="utf-8"))["reason"] if failed.is_file() else "did not finish"
+        reason = read_json(failed).get("reason") if failed.is_file() else "did not finish"
         return [run.name.rsplit("-", 1)[0], *["–"] * 4, "–", "–", "–", f"failed: {reason}"]
     return _cells(done["recipe"], rows, done["label_map"], str(done["epochs"]), "")
 

@@ -1,6 +1,6 @@
 """Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,15 @@ from medseg.labels import LabelMap
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
+from medtrain.results import CaseRow, means
 from medtrain.sampling import Split, Stream, split_cases
+from medtrain.strategy import Group, one_group
 
 
 class SegTask:
     """The task over one cache; raises UserError where recipe and cache do not fit."""
+
+    best_by = "mean"
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
         self.recipe, self.cache = recipe, cache
@@ -58,17 +62,28 @@ class SegTask:
         """Mean loss over a batch."""
         return losses.region_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss)
 
-    def predict(self, forward: Callable[[torch.Tensor], torch.Tensor], case: str, *, thorough: bool) -> np.ndarray:
-        """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing."""
+    def parameter_groups(self, model: nn.Module) -> list[Group]:
+        """One group: these networks are trained from scratch."""
+        return one_group(model)
+
+    def predictions(
+        self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing, case by case."""
         flips = thorough and self.recipe.evaluate.flips
-        probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
-        return infer.to_native(probs, self.grid(case).native)
+        for case in cases:
+            probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
+            yield case, infer.to_native(probs, self.grid(case).native)
 
     def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
         """Dice per region on the scan's own spacing."""
         return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map)
 
-    def picture(self, case: str, prediction: np.ndarray) -> np.ndarray:
+    def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
+        """Mean Dice over cases."""
+        return means(rows)
+
+    def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
         """Scan, reference and prediction on the slice with the most tumour, (H,W,3) uint8."""
         return overlay(self.flair(case), self.reference(case), self.label_map.label(prediction), self.label_map)
 
@@ -91,6 +106,14 @@ class SegTask:
             source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
             operations=operations, workers=recipe.train.workers, device=device,
         )  # fmt: skip
+
+    def judged(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The parts of the split that the final rows are about; the last one stands in the table."""
+        return [("test", self.split.test)] if self.split.test else [("val", self.split.val)]
+
+    def about(self) -> dict[str, Any]:
+        """What done.json tells beside the scores."""
+        return {"label_map": self.label_map.name}
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""

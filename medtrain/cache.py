@@ -115,7 +115,7 @@ class Cache:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.file = _open(self.path)
+        self.file = open_file(self.path, "volume")
         self.channels: list[str] = json.loads(self.file.attrs["channels"])
         self.labels: dict[str, Any] = json.loads(self.file.attrs["labels"])
         self.spacing_mm = float(self.file.attrs["spacing_mm"])
@@ -185,7 +185,14 @@ class Cache:
         self.file.close()
 
 
-def _open(path: Path) -> Any:
+def kind_of(path: Path) -> str:
+    """`volume` or `image`; raises UserError where the file is no cache."""
+    with open_file(path) as file:
+        return str(file.attrs["kind"])
+
+
+def open_file(path: Path, kind: str | None = None) -> Any:
+    """The HDF5 file of a cache of that kind, read-only; raises UserError."""
     remedy = "make it with `python launch/prepare.py`."
     if not path.is_file():
         raise UserError(f"{path} is not there: {remedy}")
@@ -196,7 +203,10 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
     if file.attrs.get("format") != FORMAT:
         raise UserError(f"{path} is an HDF5 file of another program: {remedy}")
-    if file.attrs.get("version") != VERSION or file.attrs.get("kind") != "volume":
-        found = f"version {file.attrs.get('version')}, kind {file.attrs.get('kind')}"
-        raise UserError(f"{path} is a cache of {found}, this program reads version {VERSION}, kind volume: {remedy}")
+    found = str(file.attrs.get("kind"))
+    if file.attrs.get("version") != VERSION or found not in ("volume", "image"):
+        words = f"version {file.attrs.get('version')}, kind {found}"
+        raise UserError(f"{path} is a cache of {words}, this program reads version {VERSION}: {remedy}")
+    if kind not in (None, found):
+        raise UserError(f"{path} is a cache of {found}s, this recipe needs one of {kind}s: name the other one.")
     return file

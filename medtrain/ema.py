@@ -8,14 +8,16 @@ from torch import nn
 
 
 class Ema:
-    """average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)); float parameters only.
+    """average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)).
 
-    The early ramp keeps the first, random weights out of the average.
+    Parameters and floating buffers: the running statistics of batch normalisation must be of the averaged weights' own
+    time. The early ramp keeps the first, random weights out of the average.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.parameters: list[torch.Tensor] = list(model.parameters())
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.parameters: list[torch.Tensor] = [*model.parameters(), *buffers]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()

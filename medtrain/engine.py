@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,32 +16,40 @@ from medtrain.distributed import Ranks
 from medtrain.ema import Ema
 from medtrain.errors import UserError
 from medtrain.recipe import Recipe
-from medtrain.results import CaseRow, means
+from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
-from medtrain.strategy import make_strategy
+from medtrain.strategy import Forward, Group, make_strategy
 from medtrain.tracker import Tracker
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Task(Protocol):
     """What the engine asks of a task."""
 
+    best_by: str  # which entry of `summary` chooses the best checkpoint; larger is better
+
     def build_model(self) -> nn.Module:
-        """The network with fresh weights."""
+        """The network as training starts from it."""
+
+    def parameter_groups(self, model: nn.Module) -> list[Group]:
+        """Its trainable parameters, with `lr_scale` and `frozen_epochs` a group."""
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """Mean loss over a batch; `outputs` are float32."""
 
-    def predict(self, forward: Forward, case: str, *, thorough: bool) -> np.ndarray:
-        """A case's prediction; `thorough` for the final rows (flips and the like), else quick."""
+    def predictions(
+        self, forward: Forward, cases: Sequence[str], *, thorough: bool
+    ) -> Iterable[tuple[str, np.ndarray]]:
+        """Each case with its prediction; `thorough` for the final rows (flips and the like), else quick."""
 
     def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
-        """A case's scores; `mean` among them chooses the best checkpoint."""
+        """What a row of results holds of a case."""
 
-    def picture(self, case: str, prediction: np.ndarray) -> np.ndarray:
-        """What TensorBoard shows of a case, (H,W,3) uint8."""
+    def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
+        """Scores of many cases together."""
+
+    def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
+        """What TensorBoard shows of a validation and of its first case, (H,W,3) uint8."""
 
     def epoch_length(self) -> int:
         """Samples of one epoch."""
@@ -67,11 +75,13 @@ class Engine:
         self.recipe, self.task, self.split, self.run, self.ranks = recipe, task, split, run, ranks
         torch.manual_seed(train.seed)
         torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
-        self.strategy = make_strategy(task.build_model(), recipe, ranks)
+        model = task.build_model()
+        self.strategy = make_strategy(model, task.parameter_groups(model), recipe, ranks)
         self.ema = Ema(self.strategy.model, recipe.optim.ema) if recipe.optim.ema else None
         self.steps_per_epoch = task.epoch_length() / train.batch
         self.total = max(1, math.ceil(train.epochs * self.steps_per_epoch - 1e-9))
         self.step, self.best = 0, -math.inf
+        self.scores: list[float] = []  # of every validation so far; the plateau schedule reads them
         self.saved_at = time.monotonic()
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -90,9 +100,10 @@ class Engine:
                         self.ranks.rank, self.step)  # fmt: skip
         loader = self.task.loader(stream, self.ranks.device)
         meter = Meter(self.ranks)
-        self.strategy.wrapped.train()
+        self.strategy.train_mode()
         while self.step < self.total:
-            lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch)
+            lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch, self.scores)
+            self.strategy.freeze(self.epoch)
             loss = self.train_step(loader, lr, meter)
             meter.add(loss, train.batch)
             tracker.advance(meter.note)
@@ -117,7 +128,7 @@ class Engine:
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else strategy.accumulating():
                 with strategy.autocast():
-                    outputs = strategy.wrapped(batch.image_BCDHW)
+                    outputs = strategy.wrapped(batch.inputs)
                 loss = self.task.loss(outputs.float(), batch) / train.accumulate
                 strategy.backward(loss)
             total += loss.detach()
@@ -144,21 +155,26 @@ class Engine:
         with torch.inference_mode(), self.strategy.autocast():
             return self.strategy.model(image.to(self.ranks.device)).float()
 
-    def evaluate(self, cases: tuple[str, ...], part: str, *, thorough: bool,
-                 show: Callable[[str, np.ndarray], None] | None = None) -> list[CaseRow]:  # fmt: skip
+    def evaluate(self, cases: Sequence[str], part: str, *, thorough: bool,
+                 show: Callable[[np.ndarray], None] | None = None) -> list[CaseRow]:  # fmt: skip
         """Score cases, each on one rank; every rank gets all rows in the order of `cases`."""
         self.strategy.model.eval()
-        rows = []
+        rows: list[CaseRow] = []
+        first: tuple[str, np.ndarray] | None = None
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            for case in cases[self.ranks.rank :: self.ranks.world]:
-                prediction = self.task.predict(self.forward, case, thorough=thorough)
+            self.strategy.sync_buffers()
+            mine = cases[self.ranks.rank :: self.ranks.world]
+            for case, prediction in self.task.predictions(self.forward, mine, thorough=thorough):
                 scores = self.task.score(case, prediction)
                 rows.append(CaseRow(member=self.recipe.name, case=case, part=part, scores=scores))
-                if show and case == cases[0]:
-                    show(case, self.task.picture(case, prediction))
-        self.strategy.model.train()
+                first = first or (case, prediction)
+        self.strategy.train_mode()
+        place = {case: n for n, case in enumerate(cases)}
         everyone = [row for share in distributed.gather(rows) for row in share]
-        return sorted(everyone, key=lambda row: cases.index(row.case))
+        everyone.sort(key=lambda row: place[row.case])
+        if show and first and self.ranks.is_main:
+            show(self.task.picture(everyone, *first))
+        return everyone
 
     def _validate(self, tracker: Tracker) -> None:
         """Score the validation cases and keep the weights if they are the best so far."""
@@ -166,16 +182,18 @@ class Engine:
             self._save_best(None)
             return
         rows = self.evaluate(self.split.val, "val", thorough=False,
-                             show=lambda case, image: tracker.picture(self.step, "val/overlay", image))  # fmt: skip
-        scores = means(rows)
+                             show=lambda image: tracker.picture(self.step, "val/picture", image))  # fmt: skip
+        scores = self.task.summary(rows)
+        score = scores[self.task.best_by]
+        self.scores.append(score)
         tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
         tracker.say(
             f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            + (" (best so far)" if scores["mean"] > self.best else "")
+            + (" (best so far)" if score > self.best else "")
         )  # fmt: skip
-        if scores["mean"] > self.best:
-            self.best = scores["mean"]
-            self._save_best(scores["mean"])
+        if score > self.best:
+            self.best = score
+            self._save_best(score)
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -184,7 +202,9 @@ class Engine:
         self.saved_at = time.monotonic()
         if self.ranks.is_main:
             state = {**self.strategy.state(), "ema": self.ema.state() if self.ema else []}
-            checkpoint.save(self.run / checkpoint.LAST, {**state, **self._about(), "best": self.best})
+            checkpoint.save(
+                self.run / checkpoint.LAST, {**state, **self._about(), "best": self.best, "scores": self.scores}
+            )
 
     def _save_best(self, score: float | None) -> None:
         if not self.ranks.is_main:
@@ -214,7 +234,7 @@ class Engine:
         self.strategy.load(content)
         if self.ema:
             self.ema.load(content["ema"])
-        self.step, self.best = content["step"], content["best"]
+        self.step, self.best, self.scores = content["step"], content["best"], content["scores"]
         if self.ranks.is_main and self.step < self.total:
             print(f"going on from step {self.step} of {self.total}", flush=True)
 
@@ -223,7 +243,7 @@ class Engine:
         path = self.run / checkpoint.BEST
         checkpoint.load_model(self.strategy.model, checkpoint.load(path), path)
         if self.ema:
-            self.ema.load([parameter.detach() for parameter in self.strategy.model.parameters()])
+            self.ema.load([tensor.detach() for tensor in self.ema.parameters])
 
 
 class Meter:

@@ -37,3 +37,23 @@ def weights_from(scores: Mapping[str, float | None], how: str) -> list[float]:
     if missing:
         raise ValueError(f"member {missing[0]} has no validation score")
     return [float(score) for score in scores.values() if score is not None]
+
+
+def log_loss_weights(probs_MNK: np.ndarray, target_N: np.ndarray) -> list[float]:
+    """Member weights, at least 0 and summing to 1, whose weighted mean has the least log-loss on these N cases.
+
+    probs_MNK: class probabilities of M members. The problem is convex in the weights; from equal weights, SLSQP.
+    """
+    from scipy.optimize import minimize
+
+    members = len(probs_MNK)
+    own = np.clip(np.take_along_axis(probs_MNK, target_N[None, :, None], 2)[..., 0], 1e-7, 1)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = weights @ own
+        return float(-np.log(mixed).mean()), -(own / mixed).mean(1)
+
+    found = minimize(loss, np.full(members, 1 / members), jac=True, method="SLSQP", bounds=[(0, 1)] * members,
+                     constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like})  # fmt: skip
+    weights = np.clip(found.x, 0, None)
+    return [float(w) for w in weights / weights.sum()]

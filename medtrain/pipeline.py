@@ -21,9 +21,41 @@ class Batch:
     label_BDHW: torch.Tensor
     key_B2: torch.Tensor
 
+    @property
+    def inputs(self) -> torch.Tensor:
+        """What the network takes."""
+        return self.image_BCDHW
+
     def to(self, device: torch.device) -> "Batch":
         """Copy to the device (already there when DALI ran on it)."""
         return Batch(self.image_BCDHW.to(device), self.label_BDHW.to(device), self.key_B2)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """One micro-batch: image (B,3,H,W) float32 normalised, target (B,) int64, mix (B,) float32, key (B,2)."""
+
+    image_BCHW: torch.Tensor
+    target_B: torch.Tensor
+    mix_B: torch.Tensor
+    key_B2: torch.Tensor
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """What the network takes."""
+        return self.image_BCHW
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        """Copy to the device (already there when DALI ran on it)."""
+        return ImageBatch(self.image_BCHW.to(device), self.target_B.to(device), self.mix_B.to(device), self.key_B2)
+
+
+def _plugin() -> Any:
+    try:
+        from nvidia.dali.plugin import pytorch
+    except ImportError as error:
+        raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
+    return pytorch
 
 
 class VolumeLoader:
@@ -46,10 +78,7 @@ class VolumeLoader:
         threads: int = 1,
         device: torch.device | None = None,
     ):
-        try:
-            from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
-        except ImportError as error:
-            raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
+        plugin = _plugin()
         gpu = device is not None and device.type == "cuda"
         pipe = _volume_pipeline(
             source=source, channels=channels, crop=tuple(crop), operations=frozenset(operations), gpu=gpu,
@@ -57,9 +86,9 @@ class VolumeLoader:
             device_id=(device.index or 0) if gpu and device is not None else None,
             py_num_workers=max(1, workers), py_start_method="spawn", prefetch_queue_depth=2,
         )  # fmt: skip
-        self._iterator = DALIGenericIterator(
+        self._iterator = plugin.DALIGenericIterator(
             [pipe], ["image", "label", "key"], size=-1, auto_reset=False, prepare_first_batch=False,
-            last_batch_policy=LastBatchPolicy.PARTIAL,
+            last_batch_policy=plugin.LastBatchPolicy.PARTIAL,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Batch]:
@@ -174,4 +203,93 @@ def _filters(image: Any, noise: Any, row: Any, crop: tuple[int, ...], channels: 
         image = span * dmath.pow((image - least) / span, each("gamma")) + least
     if "intensity" in operations:
         image = image * each("scale") + each("shift")
+    return image
+
+
+class ImageLoader:
+    """Endless iterator of `ImageBatch`es: a source gives encoded bytes and rows (see `medcls.augment.ImageSource`),
+    DALI decodes the wanted part, resizes it to `size` pixels square, flips and turns it, and normalises.
+
+    `mean` and `std` are of pixels in 0..1. A CUDA device decodes with nvJPEG there. Errors of a source's worker or of
+    decoding come out of `next` as RuntimeError.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[Any], tuple[Any, ...]],
+        *,
+        batch: int,
+        size: int,
+        operations: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        workers: int = 1,
+        threads: int = 1,
+        device: torch.device | None = None,
+    ):
+        plugin = _plugin()
+        gpu = device is not None and device.type == "cuda"
+        pipe = _image_pipeline(
+            source=source, size=size, operations=frozenset(operations), mean=[255 * m for m in mean],
+            std=[255 * s for s in std], gpu=gpu, parallel=workers > 0, batch_size=batch, num_threads=threads,
+            device_id=(device.index or 0) if gpu and device is not None else None,
+            py_num_workers=max(1, workers), py_start_method="spawn", prefetch_queue_depth=2,
+        )  # fmt: skip
+        self._iterator = plugin.DALIGenericIterator(
+            [pipe], ["image", "target", "row", "key"], size=-1, auto_reset=False, prepare_first_batch=False,
+            last_batch_policy=plugin.LastBatchPolicy.PARTIAL,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        (out,) = next(self._iterator)
+        mix = out["row"][:, rows.image_layout()["mix"].start]
+        return ImageBatch(out["image"], out["target"][:, 0], mix, out["key"].cpu())
+
+
+def _image_pipeline(source: Any, size: int, operations: frozenset[str], mean: list[float], std: list[float], gpu: bool,
+                    parallel: bool, **options: Any) -> Any:  # fmt: skip
+    from nvidia.dali import fn, pipeline_def, types
+
+    at = rows.image_layout()
+    queue: dict[str, Any] = {"prefetch_queue_depth": 2} if parallel else {}
+
+    @pipeline_def(enable_conditionals=True, **options)
+    def build() -> Any:
+        encoded, row, target, key = fn.external_source(
+            source=source, num_outputs=4, batch=False, parallel=parallel,
+            dtype=[types.UINT8, types.FLOAT, types.INT64, types.INT64], ndim=[1, 1, 1, 1], **queue,
+        )  # fmt: skip
+        roi = fn.cast(row[at["roi"].start : at["roi"].stop], dtype=types.INT32)
+        image = fn.decoders.image_slice(
+            encoded, start=roi[0:2], shape=roi[2:4], axes=[0, 1], device="mixed" if gpu else "cpu",
+            output_type=types.RGB, jpeg_fancy_upsampling=True,
+        )  # fmt: skip
+        image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+        image = _turned(image, row, at, size, operations)
+        image = fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
+        return image, target, row, key
+
+    return build()
+
+
+def _turned(image: Any, row: Any, at: Any, size: int, operations: frozenset[str]) -> Any:
+    """Turn, rotation, flips and colours of a resized image."""
+    from nvidia.dali import fn, types
+
+    # nested, not joined by `and`: DALI's conditionals would take the plain boolean for a part of the graph
+    if "turn" in operations:  # noqa: SIM102
+        if row[at["turn"].start] > 0:
+            image = fn.transpose(image, perm=[1, 0, 2], transpose_layout=False)
+    if "angle" in operations:  # noqa: SIM102
+        if row[at["angle"].start] != 0:
+            image = fn.rotate(image, angle=row[at["angle"].start], size=[size, size], fill_value=0)
+    if "flip" in operations:
+        up, left = (fn.cast(row[at["flip"].start + n], dtype=types.INT32) for n in range(2))
+        image = fn.flip(image, vertical=up, horizontal=left)
+    if "colour" in operations:
+        brightness, contrast, saturation = (row[at["colour"].start + n] for n in range(3))
+        image = fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation)
     return image

@@ -5,6 +5,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from medtrain.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 # Longer than any clean-up, shorter than the 30 seconds that SLURM gives by default before SIGKILL.
@@ -40,3 +46,31 @@ def _interrupt(number: int, frame: object) -> None:
     watchdog.daemon = True
     watchdog.start()
     raise KeyboardInterrupt
+
+
+def in_processes(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, *, what: str) -> Iterator[Any]:
+    """Yield function(job) for every job, as they finish, from at most `workers` processes; an error ends all.
+
+    Two jobs a process are under way at most, so memory does not grow with their number. `what` tells in the error what
+    a killed process was doing.
+    """
+    if not jobs:
+        return
+    # spawn: the children start small and inherit no threads
+    with ProcessPoolExecutor(
+        max(1, min(workers, len(jobs))), mp_context=multiprocessing.get_context("spawn"), initializer=stay_with_parent
+    ) as pool:
+        waiting = list(reversed(jobs))
+        running: set[Future[Any]] = set()
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * max(1, workers):
+                    running.add(pool.submit(function, waiting.pop()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise UserError(f"a process that {what} was killed (memory?): give fewer --workers.") from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -15,20 +15,28 @@ from medtrain.errors import UserError
 NO_EFFECT: dict[str, Any] = {"signature": False}
 
 
-def within(default: Any, least: float, below: float = float("inf"), **metadata: Any) -> Any:
-    """A field whose numbers must be at least `least` and below `below`; `override` refuses others."""
-    return field(default=default, metadata={"least": least, "below": below, **metadata})
+def within(
+    default: Any, least: float, below: float = float("inf"), *, most: float = float("inf"), **metadata: Any
+) -> Any:
+    """A field whose numbers must be at least `least`, below `below`, at most `most`; `override` refuses others."""
+    return field(default=default, metadata={"least": least, "below": below, "most": most, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0."""
+    """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0.
+
+    `factor`, `patience` (validations) and `min_lr` belong to the schedule `plateau`.
+    """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = within(1e-4, 0)
     weight_decay: float = within(1e-5, 0)
-    schedule: Literal["poly_epoch", "poly", "cosine", "constant"] = "poly_epoch"
+    schedule: Literal["poly_epoch", "poly", "cosine", "constant", "plateau"] = "poly_epoch"
     power: float = within(0.9, 0)
+    factor: float = within(0.5, 0, below=1)
+    patience: int = within(5, 0)
+    min_lr: float = within(1e-3, 0)
     warmup_steps: int = within(0, 0)
     clip_norm: float = within(0.0, 0)
     ema: float = within(0.0, 0, below=1)
@@ -159,12 +167,13 @@ def _parse(hint: Any, text: str, where: str) -> Any:
 
 
 def _check_range(item: Any, value: Any, where: str) -> None:
-    least, below = item.metadata.get("least"), item.metadata.get("below")
+    least, below, most = (item.metadata.get(key) for key in ("least", "below", "most"))
     if least is None:
         return
     for number in value if isinstance(value, tuple) else (value,):
-        if not least <= number < below:
+        if not (least <= number < below and number <= most):
             bound = f" and below {below:g}" if below < float("inf") else ""
+            bound += f" and at most {most:g}" if most < float("inf") else ""
             raise UserError(f"{where}: needs at least {least:g}{bound}.")
 
 

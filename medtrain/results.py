@@ -25,8 +25,12 @@ def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
     """Write rows as CSV, atomically; every row has the same scores."""
     names = list(rows[0].scores) if rows else []
     lines = [["member", "case", "part", *names]]
-    lines += [[r.member, r.case, r.part, *(f"{r.scores[name]:.6f}" for name in names)] for r in rows]
+    lines += [[r.member, r.case, r.part, *(_number(r.scores[name]) for name in names)] for r in rows]
     write_text(path, to_csv(lines))
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
 def read_rows(path: Path) -> list[CaseRow]:

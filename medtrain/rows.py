@@ -44,3 +44,34 @@ def pack(fields: Mapping[str, object], channels: int) -> np.ndarray:
     for name, value in fields.items():
         row[slices[name]] = np.ravel(np.asarray(value, np.float32))
     return row
+
+
+# The parameter row of an augmented image, applied in this order (identity in brackets):
+#
+#     roi     (4)  top, left, height, width in pixels of the upright image; resized to the square [all of it]
+#     turn    (1)  exchange rows and columns [0]
+#     angle   (1)  degrees of rotation about the centre, counter-clockwise; outside is black [0]
+#     flip    (2)  reverse rows, columns [0]
+#     colour  (3)  brightness, contrast, saturation: see `medcls.augment.apply` [1]
+#     mix     (1)  share of the image itself where it is mixed with its partner, by the task and not the loader [1]
+IMAGE_FIELDS = {"roi": 4, "turn": 1, "angle": 1, "flip": 2, "colour": 3, "mix": 1}
+IMAGE_ORDER = ("turn", "angle", "flip", "colour", "mix")
+
+
+def image_layout() -> dict[str, slice]:
+    """Where each field lies in an image's row."""
+    slices, at = {}, 0
+    for name, size in IMAGE_FIELDS.items():
+        slices[name] = slice(at, at + size)
+        at += size
+    return slices
+
+
+def pack_image(fields: Mapping[str, object]) -> np.ndarray:
+    """An image's row from its fields; what is not given is the identity. `roi` must be given."""
+    slices = image_layout()
+    row = np.zeros(slices["mix"].stop, np.float32)
+    row[slices["colour"]] = row[slices["mix"]] = 1
+    for name, value in fields.items():
+        row[slices[name]] = np.ravel(np.asarray(value, np.float32))
+    return row

@@ -95,3 +95,72 @@ def split_cases(
     if not trains or (not vals and (holdout or folds > 1 or val_fraction)):
         raise ValueError(f"{len(ids)} cases leave {len(trains)} for training and {len(vals)} for validation")
     return Split(tuple(sorted(trains)), tuple(sorted(vals)), tuple(sorted(tests)))
+
+
+class TooFewGroups(ValueError):
+    """A stratum has too few groups for the wanted parts."""
+
+    def __init__(self, stratum: int, groups: int, parts: int):
+        super().__init__(f"class {stratum} has {groups} groups of near-duplicates for {parts} parts")
+        self.stratum, self.groups, self.parts = stratum, groups, parts
+
+
+def split_groups(
+    ids: Sequence[str],
+    groups: Sequence[int],
+    strata: Sequence[int],
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+) -> Split:
+    """Split ids so that no group lies on two sides and every stratum (class) has its share on each, as near as the
+    groups' sizes allow; a pure function of the ids with their groups and strata, whatever their order.
+
+    A group belongs to the stratum of most of its members. Each id its own group is a stratified random split. Raises
+    TooFewGroups where a stratum has too few groups for the wanted parts, ValueError where they take everything.
+    """
+    if val_fraction + test_fraction >= 1:
+        raise ValueError(f"validation {val_fraction:g} and test {test_fraction:g} leave nothing for training")
+    members: dict[int, list[int]] = {}
+    for n in sorted(range(len(ids)), key=lambda n: ids[n]):
+        members.setdefault(groups[n], []).append(n)
+    by_stratum: dict[int, list[list[int]]] = {}
+    for group in members.values():
+        held = [strata[n] for n in group]
+        by_stratum.setdefault(max(sorted(set(held)), key=held.count), []).append(group)
+    chosen: dict[str, list[str]] = {"test": [], "val": [], "train": []}
+    fractions = {"test": test_fraction, "val": val_fraction}
+    wanted = [part for part, fraction in fractions.items() if fraction]
+    for stratum in sorted(set(strata)):
+        found = by_stratum.get(stratum, [])
+        if len(found) <= len(wanted):
+            raise TooFewGroups(stratum, len(found), len(wanted) + 1)
+        # a hash of the first id, so that one more group does not reshuffle the others
+        found.sort(key=lambda group: (zlib.crc32(f"{seed}/{ids[group[0]]}".encode()), ids[group[0]]))
+        total, left = sum(map(len, found)), found
+        for part in wanted:
+            taken, rest = _fill(left, fractions[part] * total, keep=len(wanted) - wanted.index(part))
+            chosen[part] += [ids[n] for group in taken for n in group]
+            left = rest
+        chosen["train"] += [ids[n] for group in left for n in group]
+    return Split(*(tuple(sorted(chosen[part])) for part in ("train", "val", "test")))
+
+
+def _fill(groups: list[list[int]], size: float, keep: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Take groups in order until `size` ids are reached as nearly as possible, at least one, leaving `keep` groups."""
+    taken: list[list[int]] = []
+    rest: list[list[int]] = []
+    count = 0
+    for n, group in enumerate(groups):
+        room = len(groups) - n + len(rest) > keep
+        if room and count + len(group) / 2 <= size:
+            taken.append(group)
+            count += len(group)
+        else:
+            rest.append(group)
+    if not taken:  # every group is too large
+        smallest = min(rest, key=len)
+        rest.remove(smallest)
+        taken = [smallest]
+    return taken, rest

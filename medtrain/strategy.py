@@ -1,6 +1,6 @@
 """How gradients become steps: alone or over ranks, in mixed precision."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,28 +31,81 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def make_optimizer(optim: Optim, parameters: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+Group = dict[str, Any]
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward:
+    """A trained network as prediction calls it: on the device, in the precision that the recipe chooses there, float32
+    out. A recipe of fp16 predicts in fp32 on a CPU.
+    """
+    half_on_cpu = recipe.train.precision == "fp16" and device.type == "cpu"
+    precision = "fp32" if half_on_cpu else precision_for(recipe, device)
+    model = model.to(device).eval()
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        enabled = precision != "fp32"
+        with torch.inference_mode(), torch.autocast(device.type, DTYPES[precision], enabled=enabled):
+            return model(image.to(device)).float()
+
+    return forward
+
+
+def one_group(model: nn.Module) -> list[Group]:
+    """Every trainable parameter under the recipe's own learning rate, from the first step on."""
+    return [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0, "frozen_epochs": 0}]
+
+
+def make_optimizer(optim: Optim, groups: Sequence[Group], device: torch.device) -> torch.optim.Optimizer:
     """Adam (L2), AdamW (decoupled) or SGD with Nesterov momentum 0.99; fused where the device has it."""
     fused = device.type in ("cuda", "cpu")
     if optim.name == "sgd":
         return torch.optim.SGD(
-            parameters, optim.lr, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay, fused=fused
+            groups, optim.lr, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
-    return kind(parameters, optim.lr, weight_decay=optim.weight_decay, fused=fused)
+    return kind(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
 
 
 class Single:
-    """One process: autocast, loss scaling for fp16, clipping, the optimiser's step."""
+    """One process: autocast, loss scaling for fp16, clipping, the optimiser's step.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks):
+    A parameter group may have `lr_scale`, which multiplies the learning rate, and `frozen_epochs`, before which its
+    parameters do not move (see `freeze`).
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         self.precision = precision_for(recipe, ranks.device)
         self.device = ranks.device
         self.clip_norm = recipe.optim.clip_norm
         self.model = model.to(ranks.device)
-        self.optimizer = make_optimizer(recipe.optim, self.model.parameters(), ranks.device)
+        self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
+
+    def train_mode(self) -> None:
+        """Training mode, but evaluation mode for layers whose parameters are frozen: their statistics stay."""
+        self.wrapped.train()
+        for module in self.model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+
+    def freeze(self, epoch: float) -> bool:
+        """Freeze or release the groups as this epoch wants it; tells whether anything changed."""
+        changed = False
+        for group in self.optimizer.param_groups:
+            trains = epoch + 1e-9 >= group["frozen_epochs"]
+            if group["params"][0].requires_grad != trains:
+                changed = True
+                for parameter in group["params"]:
+                    parameter.requires_grad_(trains)
+        if changed:
+            self.train_mode()
+        return changed
+
+    def sync_buffers(self) -> None:
+        """Make the buffers (such as running statistics) of every rank those of rank 0."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of forward and loss."""
@@ -71,7 +124,7 @@ class Single:
     def step(self, lr: float) -> None:
         """Clip, update the weights, and clear the gradients."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
@@ -98,18 +151,32 @@ class Single:
 class Ddp(Single):
     """Several processes with equal weights; gradients are averaged while they are computed."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks):
-        super().__init__(model, recipe, ranks)
-        ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
+        super().__init__(model, groups, recipe, ranks)
+        self._wrap()
+
+    def _wrap(self) -> None:
+        ids = [self.device.index] if self.device.type == "cuda" else None
         self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def freeze(self, epoch: float) -> bool:
+        changed = super().freeze(epoch)
+        if changed:  # the wrapper waits for the gradients of the parameters that it saw when it was made
+            self._wrap()
+            self.train_mode()
+        return changed
+
+    def sync_buffers(self) -> None:
+        for buffer in self.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
     def accumulating(self) -> AbstractContextManager[Any]:
         return self.wrapped.no_sync()  # type: ignore[operator]
 
 
-def make_strategy(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Single:
+def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:
     """`auto` is Ddp when there are several ranks."""
     wanted = recipe.train.strategy
     if wanted == "single" and ranks.world > 1:
         raise UserError(f"train.strategy=single can not use {ranks.world} processes: take auto or ddp.")
-    return (Ddp if ranks.world > 1 else Single)(model, recipe, ranks)
+    return (Ddp if ranks.world > 1 else Single)(model, groups, recipe, ranks)

@@ -22,31 +22,4 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [ -f "$here/env.sh" ] || here=${SLURM_SUBMIT_DIR:?run it from the checkout}/slurm
 # shellcheck source=slurm/env.sh
 . "$here/env.sh"
-root=$(medtrain_root)
-
-data=${DATA:-} out=${OUT:-} sweep=brats rest=()
-while [ $# -gt 0 ]; do
-    case $1 in
-    --data) data=${2:?--data needs a folder} && shift 2 ;;
-    --out) out=${2:?--out needs a folder} && shift 2 ;;
-    --data=*) data=${1#*=} && shift ;;
-    --out=*) out=${1#*=} && shift ;;
-    --sweep=*) sweep=${1#*=} && shift ;;
-    --sweep) sweep=${2:?--sweep needs a name} && shift 2 ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$here/brats.sh" && exit 0 ;;
-    *) rest+=("$1") && shift ;;
-    esac
-done
-began=$SECONDS
-medtrain_env "$root"
-out=${out:-$root/runs/brats}
-if [ -z "$data" ]; then
-    data=$root/runs/phantoms
-    sweep=brats_demo
-    echo "no --data given: making phantoms in $data"
-    python "$root/launch/prepare.py" phantom --out "$data"
-fi
-status=0
-python "$root/launch/sweep.py" "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"} || status=$?
-echo "brats.sh: exit status $status after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
-exit $status
+medtrain_sweep "$here/brats.sh" brats brats_demo phantom runs/phantoms "$@"

@@ -52,3 +52,35 @@ medtrain_has() {
         grep -qsx "$extra" "$1/.medtrain" || return 1
     done
 }
+
+# medtrain_sweep SCRIPT SWEEP DEMO_SWEEP PHANTOM_COMMAND PHANTOM_FOLDER ARGUMENTS...: the whole job of an entry script.
+medtrain_sweep() {
+    local script=$1 sweep=$2 demo=$3 phantom=$4 phantoms=$5 root name data=${DATA:-} out=${OUT:-} rest=() status=0
+    local began=$SECONDS
+    shift 5
+    root=$(medtrain_root)
+    name=$(basename "$script" .sh)
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --data) data=${2:?--data needs a folder} && shift 2 ;;
+        --out) out=${2:?--out needs a folder} && shift 2 ;;
+        --data=*) data=${1#*=} && shift ;;
+        --out=*) out=${1#*=} && shift ;;
+        --sweep=*) sweep=${1#*=} && shift ;;
+        --sweep) sweep=${2:?--sweep needs a name} && shift 2 ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$script" && return 0 ;;
+        *) rest+=("$1") && shift ;;
+        esac
+    done
+    medtrain_env "$root" || return $?
+    out=${out:-$root/runs/$name}
+    if [ -z "$data" ]; then
+        data=$root/$phantoms
+        sweep=$demo
+        echo "no --data given: making phantoms in $data"
+        python "$root/launch/prepare.py" "$phantom" --out "$data" || return $?
+    fi
+    python "$root/launch/sweep.py" "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"} || status=$?
+    echo "$name.sh: exit status $status after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+    return $status
+}

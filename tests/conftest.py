@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from medcls.recipes import RECIPES as CLS_RECIPES
+from medcls.recipes import ClsRecipe
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES, SegRecipe
 
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
+REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +39,42 @@ def real_brats() -> Path:
     if not (REAL_BRATS / "dataset.json").is_file():
         pytest.skip("the real cases (brats_mini) do not lie beside this checkout")
     return REAL_BRATS
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The 360 real brain MRIs; tests that use them skip elsewhere."""
+    if not REAL_IMAGES.is_dir():
+        pytest.skip("the real images (multicancer_mini) do not lie beside this checkout")
+    return REAL_IMAGES
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom images: 20 of each of 5 classes of two cancers, every tenth kind of copy among them."""
+    from medcls.phantom import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("pictures"), images=20, size=96, seed=5)
+
+
+@pytest.fixture(scope="session")
+def image_cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom images' cache."""
+    from medcls.preparation import prepare_folder
+
+    return prepare_folder(pictures, tmp_path_factory.mktemp("images") / "c.h5")
+
+
+TINY_IMAGES = (
+    "data.size=32", "data.cancer=Oral Cancer", "train.batch=4", "train.epochs=1", "train.precision=fp32",
+    "train.workers=0", "train.validate_every=1", "optim.ema=0", "train.deterministic=true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> Callable[..., ClsRecipe]:
+    """A MobileNetV3-Small recipe of a few seconds, with overrides."""
+    return lambda *extra: CLS_RECIPES["multicancer_mobilenetv3_demo"]().override([*TINY_IMAGES, *extra])
 
 
 TINY = (

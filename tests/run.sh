@@ -9,5 +9,5 @@ export MEDTRAIN_EXTRAS=test
 medtrain_env "$root"
 cd "$root"
 ruff check . && ruff format --check .
-mypy medtrain medseg launch slurm
+mypy medtrain medseg medcls launch slurm
 exec python -m pytest "$@"

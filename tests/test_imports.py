@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"medtrain": "medtrain", "medseg": "medseg", "launch": "medlaunch", "slurm": "medslurm"}
+FOLDERS = {"medtrain": "medtrain", "medseg": "medseg", "medcls": "medcls", "launch": "medlaunch", "slurm": "medslurm"}
 ALLOWED = {
     "medtrain": {"medtrain"},
     "medseg": {"medtrain", "medseg"},
-    "medlaunch": {"medtrain", "medseg", "medslurm", "medlaunch"},
+    "medcls": {"medtrain", "medcls"},
+    "medlaunch": {"medtrain", "medseg", "medcls", "medslurm", "medlaunch"},
     "medslurm": {"medslurm"},
 }
 FILES = [(name, path) for folder, name in FOLDERS.items() for path in sorted((ROOT / folder).glob("*.py"))]
@@ -43,11 +44,18 @@ def test_simpleitk_is_imported_in_one_file() -> None:
     assert users == {"warp.py"}
 
 
-def test_recipes_import_no_torch() -> None:
+@pytest.mark.parametrize(("library", "file"), [("timm", "backbones.py"), ("cv2", "keypoints.py")])
+def test_libraries_of_images_are_imported_in_one_file_each(library: str, file: str) -> None:
+    users = {path.name for _, path in FILES if any(name.split(".")[0] == library for name in imported(path))}
+    assert users == {file}
+
+
+@pytest.mark.parametrize("package", ["medseg", "medcls"])
+def test_recipes_and_doors_import_no_torch(package: str) -> None:
     import subprocess
     import sys
 
-    code = "import medseg.recipes, sys; sys.exit('torch' in sys.modules)"
+    code = f"import {package}.recipes, {package}.door, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -28,10 +28,11 @@ def bare_loop(recipe: Any, steps: int) -> float:
     from medseg.losses import region_loss
     from medseg.models import build_model
     from medtrain.distributed import start
-    from medtrain.strategy import Single
+    from medtrain.strategy import Single, one_group
 
     ranks = start()
-    strategy = Single(build_model(recipe), recipe, ranks)
+    model = build_model(recipe)
+    strategy = Single(model, one_group(model), recipe, ranks)
     image = torch.randn(recipe.train.batch, 4, *recipe.data.crop, device=ranks.device)
     label = torch.randint(0, 4, (recipe.train.batch, *recipe.data.crop), device=ranks.device).to(torch.uint8)
     began = 0.0

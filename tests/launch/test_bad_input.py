@@ -10,6 +10,8 @@ from medseg.phantom import write_dataset
 
 TRAIN = ("train", "brats_segresnet_demo", "--cache", "CACHE", "--out", "OUT/run", "--set", "data.spacing_mm=0", "--set",
          "data.crop=32,32,32", "--set")  # fmt: skip
+IMAGES = ("train", "multicancer_mobilenetv3_demo", "--cache", "IMAGES", "--out", "OUT/run", "--set",
+          "data.cancer=Oral Cancer", "--set")  # fmt: skip
 CASES = [
     ((*TRAIN, "train.epochs=0"), "needs at least 1"),
     ((*TRAIN, "train.batch=0"), "needs at least 1"),
@@ -32,10 +34,27 @@ CASES = [
     (("prepare", "verify", "FILE"), "not an HDF5 file"),
     (("prepare", "phantom", "--out", "OUT/p", "--cases", "0"), "at least 1"),
     (("prepare", "phantom", "--out", "FILE/p", "--cases", "1"), "FILE"),
-    (("predict", "--members", "OUT", "--image", "FILE", "--out", "OUT/p"), "must end in .nii"),
-    (("predict", "--members", "DATA", "--image", "DATA/imagesTr", "--out", "OUT/p"), "checkpoint_best.pt is not there"),
+    (("predict", "--members", "OUT", "--image", "FILE", "--out", "OUT/p"), "recipe.json is not there"),
+    (("predict", "--members", "DATA", "--image", "DATA/none", "--out", "OUT/p"), "is not there: give a file"),
     (("sweep", "brats_demo", "--data", "DATA", "--out", "FILE/s"), "FILE"),
     (("finish", "FILE"), "no plan.json"),
+    (
+        ("train", "multicancer_mobilenetv3_demo", "--cache", "IMAGES", "--out", "OUT/run"),
+        "choose with --set data.cancer",
+    ),
+    ((*IMAGES, "data.cancer=Orl Cancer"), "choose Oral Cancer"),
+    ((*IMAGES, "data.size=16"), "needs at least 32"),
+    ((*IMAGES, "data.split=fold"), "needs one of group, random"),
+    ((*IMAGES, "model.weights=FILE"), "not a file of weights"),
+    ((*IMAGES, "model.name=vgg16"), "needs one of densenet201"),
+    ((*IMAGES, "finetune.layer_decay=2"), "at most 1"),
+    ((*IMAGES, "augment.ratio=0,1"), "at least 0.1"),
+    ((*IMAGES, "augment.flip_axes=5"), "at most 1"),
+    (("prepare", "multicancer", "--data", "FILE", "--out", "OUT/c.h5"), "is not a folder"),
+    (("prepare", "multicancer", "--data", "OUT", "--out", "OUT/c.h5"), "holds no class folders"),
+    (("prepare", "audit", "FILE"), "not an HDF5 file"),
+    (("prepare", "audit", "CACHE"), "needs one of images"),
+    (("prepare", "phantom-images", "--out", "OUT/p", "--images", "0"), "at least 1"),
 ]
 
 
@@ -45,16 +64,24 @@ def test_bad_input(
     words: str,
     phantoms: Path,
     cache: Path,
+    image_cache: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    places = {"OUT": tmp_path / "out", "FILE": tmp_path / "file", "DATA": phantoms, "CACHE": cache}
+    places = {
+        "OUT": tmp_path / "out",
+        "FILE": tmp_path / "file",
+        "DATA": phantoms,
+        "CACHE": cache,
+        "IMAGES": image_cache,
+    }
     places["OUT"].mkdir()
     places["FILE"].write_text("some text")
     named = []
     for argument in arguments:
-        name, slash, rest = argument.partition("/")
-        named.append(f"{places[name]}{slash}{rest}" if name in places else argument)
+        key, equals, value = argument.rpartition("=")
+        name, slash, rest = value.partition("/")
+        named.append(f"{key}{equals}{places[name]}{slash}{rest}" if name in places else argument)
     assert run_main(*named) == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ")

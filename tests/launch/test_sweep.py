@@ -132,16 +132,64 @@ def test_a_job_that_raises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
 
     outcome = follow_locally(TrainJob("{}", "no.h5", str(tmp_path / "run")), tmp_path / "jobs", name="bad")
     assert not outcome.ok
-    assert "missing or unknown fields" in outcome.reason
-    assert "missing or unknown fields" in json.loads((tmp_path / "run" / "failed.json").read_text())["reason"]
+    assert "no recipe of this program" in outcome.reason
+    assert "no recipe of this program" in json.loads((tmp_path / "run" / "failed.json").read_text())["reason"]
     assert "bad failed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["slurm/brats.sh", "slurm/env.sh", "tests/run.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["slurm/brats.sh", "slurm/multicancer.sh", "slurm/env.sh", "tests/run.sh", ".ci/run"]
+)
 def test_shell_scripts_parse(script: str) -> None:
     assert subprocess.run(["bash", "-n", str(ROOT / script)], check=False).returncode == 0
 
 
-def test_brats_sh_explains_itself() -> None:
-    done = subprocess.run(["bash", str(ROOT / "slurm/brats.sh"), "--help"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("script", ["brats.sh", "multicancer.sh"])
+def test_entry_scripts_explain_themselves(script: str) -> None:
+    done = subprocess.run(["bash", str(ROOT / "slurm" / script), "--help"], capture_output=True, text=True, check=True)
     assert "--data DIR --out DIR" in done.stdout
+
+
+IMAGE_SETS = ("data.size=32", "train.epochs=1", "train.batch=16", "train.workers=0", "model.mlp_ratio=0.02",
+              "train.validate_every=1")  # fmt: skip
+
+
+def test_a_sweep_of_images(pictures: Path, tmp_path: Path) -> None:
+    """Four networks of one cancer, three ensembles, the baseline; a second call trains nothing again."""
+    sets = [part for item in IMAGE_SETS for part in ("--set", item)]
+    arguments = ("sweep", "multicancer_demo", "--data", pictures, "--out", tmp_path / "s", "--cancers", "Oral Cancer")
+    done = run_script(*arguments, *sets, environment={"OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = list(csv.DictReader((tmp_path / "s" / "table.csv").open(encoding="utf-8")))
+    assert [line["member"] for line in lines] == [
+        "multicancer_densenet201_demo", "multicancer_mobilenetv3_demo", "multicancer_resnetv2_demo",
+        "multicancer_vgg19_demo", "Ensemble, accuracy weights", "Ensemble, equal weights",
+        "Ensemble, log-loss weights", "baseline (colour histogram)",
+    ]  # fmt: skip
+    assert len({line["images"] for line in lines}) == 1
+    assert (tmp_path / "s" / "table.md").read_text().strip() in done.stdout
+    assert len(list((tmp_path / "s" / "tables" / "oral_cancer").glob("confusion_*.png"))) == 8
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/checkpoint_last.pt")}
+    assert len(before) == 4
+    done = run_script(*arguments, *sets)
+    assert done.stdout.count("is done already") == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_refusals_of_image_sweeps(
+    pictures: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDTRAIN_WEIGHTS", str(tmp_path / "none"))
+    for arguments, words in (
+        (("multicancer", "--data", pictures), "prepare.py weights"),
+        (("multicancer_demo", "--data", pictures, "--cancers", "Oral"), "choose Oral Cancer"),
+        (("multicancer_demo", "--data", pictures, "--cancers", "every", "--set", "data.cancer=every"), "leave one out"),
+        (("multicancer_demo", "--data", phantoms), "can be read"),
+        (("brats_demo", "--data", phantoms, "--cancers", "every"), "belongs to the sweeps of images"),
+        (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0"), "at least 0.01"),
+        (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0.6", "--set", "data.val_fraction=0.6"),
+         "leave nothing for training"),
+    ):  # fmt: skip
+        assert run_main("sweep", *arguments, "--out", tmp_path / arguments[0]) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/multicancer_*"))

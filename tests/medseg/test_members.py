@@ -89,7 +89,7 @@ def test_refusals(runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pyte
     bad.write_bytes(scan.read_bytes()[:500])
     (tmp_path / "empty").mkdir()
     for members, image, extra, words in [
-        ([tmp_path], scan, (), "checkpoint_best.pt is not there"),
+        ([tmp_path], scan, (), "recipe.json is not there"),
         (runs, tmp_path / "no.nii.gz", (), "no.nii.gz is not there"),
         (runs, bad, (), "cut short or damaged"),
         (runs, tmp_path / "empty", (), "holds no .nii"),

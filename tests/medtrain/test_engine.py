@@ -57,7 +57,7 @@ def test_tensorboard_shows_curves_pictures_recipe_and_hparams(cache: Path, tiny:
     tags = events.Tags()
     assert {"train/loss", "train/lr", "speed/samples_per_s", "speed/data_wait_share", "memory/peak_gb", "val/TC",
             "val/WT", "val/ET", "val/mean", "final/mean"} <= set(tags["scalars"])  # fmt: skip
-    assert tags["images"] == ["val/overlay"]
+    assert tags["images"] == ["val/picture"]
     assert any(tag.startswith("recipe") for tag in tags["tensors"])
     assert any("hparams" in key for key in events.summary_metadata)
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

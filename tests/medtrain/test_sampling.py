@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medtrain.sampling import Stream, generator, order, split_cases
+from medtrain.sampling import Stream, generator, order, split_cases, split_groups
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3), (6, 1)])
@@ -65,3 +65,62 @@ def test_holdout_and_no_validation() -> None:
 def test_an_impossible_split_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"case|fold"):
         split_cases(["a", "b"], **options)
+
+
+def grouped(count: int, seed: int) -> tuple[list[str], list[int], list[int]]:
+    """Ids in three strata, in groups of one to five."""
+    rng = np.random.default_rng(seed)
+    ids, groups, strata = [], [], []
+    group = 0
+    while len(ids) < count:
+        stratum = int(rng.integers(3))
+        for _ in range(int(rng.integers(1, 6))):
+            ids.append(f"{stratum}/{len(ids):04}")
+            groups.append(group)
+            strata.append(stratum)
+        group += 1
+    return ids, groups, strata
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_never_lies_on_two_sides_and_every_stratum_has_its_share(seed: int) -> None:
+    ids, groups, strata = grouped(400, seed)
+    split = split_groups(ids, groups, strata, seed=seed)
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    assert sorted(case for part in parts.values() for case in part) == sorted(ids)
+    group, stratum = dict(zip(ids, groups, strict=True)), dict(zip(ids, strata, strict=True))
+    held = [{group[case] for case in part} for part in parts.values()]
+    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
+    for s in range(3):
+        total = strata.count(s)
+        for name, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+            found = sum(stratum[case] == s for case in parts[name])
+            assert abs(found - share * total) <= 5, (name, s)
+
+
+def test_a_group_split_is_a_function_of_the_set() -> None:
+    ids, groups, strata = grouped(200, 1)
+    turned = [n for n in range(len(ids))][::-1]
+    again = split_groups([ids[n] for n in turned], [1000 - groups[n] for n in turned], [strata[n] for n in turned])
+    assert again == split_groups(ids, groups, strata)
+    assert again != split_groups(ids, groups, strata, seed=1)
+    assert split_groups(ids, groups, strata, test_fraction=0).test == ()
+
+
+def test_an_image_a_group_is_a_stratified_random_split() -> None:
+    ids = [f"{n:03}" for n in range(200)]
+    split = split_groups(ids, list(range(200)), [n % 2 for n in range(200)])
+    assert (len(split.train), len(split.val), len(split.test)) == (140, 30, 30)
+    assert sum(int(case) % 2 for case in split.test) == 15
+
+
+def test_too_few_groups_are_refused_and_one_giant_group_stays_whole() -> None:
+    with pytest.raises(ValueError, match="class 1 has 2 groups of near-duplicates for 3 parts"):
+        split_groups(["a", "b", "c", "d", "e"], [0, 1, 2, 3, 4], [0, 0, 0, 1, 1])
+    with pytest.raises(ValueError, match="leave nothing for training"):
+        split_groups(["a", "b", "c"], [0, 1, 2], [0, 0, 0], val_fraction=0.5, test_fraction=0.5)
+    ids = [f"{n:02}" for n in range(20)]
+    for seed in range(5):
+        split = split_groups(ids, [0] * 18 + [1, 2], [0] * 20, seed=seed)
+        assert sorted(map(len, (split.train, split.val, split.test))) == [1, 1, 18]
+        assert len(split.train) == 18

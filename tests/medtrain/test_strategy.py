@@ -8,7 +8,7 @@ import torch
 from medseg.recipes import SegRecipe
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
-from medtrain.strategy import Single, make_optimizer, make_strategy, precision_for
+from medtrain.strategy import Single, make_optimizer, make_strategy, one_group, precision_for
 
 CPU = Ranks(0, 1, 0, torch.device("cpu"))
 Tiny = Callable[..., SegRecipe]
@@ -27,7 +27,7 @@ def test_a_step_clips_gradients_to_the_norm(tiny: Tiny) -> None:
     model = torch.nn.Linear(4, 1, bias=False)
     before = model.weight.detach().clone()
     recipe = tiny("optim.clip_norm=0.5", "optim.name=sgd", "optim.weight_decay=0", "optim.lr=1")
-    strategy = Single(model, recipe, CPU)
+    strategy = Single(model, one_group(model), recipe, CPU)
     strategy.backward(100 * model(torch.ones(1, 4)).sum())
     strategy.step(1.0)
     # the first Nesterov step moves by (1 + momentum) times the clipped gradient
@@ -39,7 +39,7 @@ def test_a_step_clips_gradients_to_the_norm(tiny: Tiny) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
 def test_optimisers_by_name(tiny: Tiny, name: str, kind: str) -> None:
     optim = tiny(f"optim.name={name}", "optim.lr=0.1").optim
-    made = make_optimizer(optim, [torch.nn.Parameter(torch.ones(2))], CPU.device)
+    made = make_optimizer(optim, one_group(torch.nn.Linear(2, 1)), CPU.device)
     assert type(made).__name__ == kind
     assert made.param_groups[0]["lr"] == 0.1
 
@@ -47,11 +47,12 @@ def test_optimisers_by_name(tiny: Tiny, name: str, kind: str) -> None:
 def test_one_process_can_not_be_several(tiny: Tiny) -> None:
     two = Ranks(0, 2, 0, torch.device("cpu"))
     with pytest.raises(UserError, match="2 processes"):
-        make_strategy(torch.nn.Linear(1, 1), tiny("train.strategy=single"), two)
+        make_strategy(torch.nn.Linear(1, 1), one_group(torch.nn.Linear(1, 1)), tiny("train.strategy=single"), two)
 
 
 def test_bf16_autocast_is_on_only_when_asked(tiny: Tiny) -> None:
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        strategy = Single(torch.nn.Linear(4, 1), tiny(f"train.precision={precision}"), CPU)
+        model = torch.nn.Linear(4, 1)
+        strategy = Single(model, one_group(model), tiny(f"train.precision={precision}"), CPU)
         with strategy.autocast():
             assert strategy.model(torch.ones(1, 4)).dtype == dtype

@@ -1,4 +1,4 @@
-"""`bash slurm/brats.sh` as a user runs it: phantoms, cache, two members, ensemble, table."""
+"""`bash slurm/brats.sh` and `bash slurm/multicancer.sh` as a user runs them: phantoms, cache, members, tables."""
 
 import csv
 import os
@@ -10,24 +10,43 @@ import pytest
 from launch_helpers import ROOT
 
 
-@pytest.mark.slow
-def test_brats_sh_reaches_its_dice(tmp_path: Path) -> None:
-    venv = Path(sys.prefix)
-    environment = {**os.environ, "MEDTRAIN_VENV": str(venv)}
+def run_job(script: str, out: Path) -> str:
+    """What the entry script printed; it must end well."""
+    environment = {**os.environ, "MEDTRAIN_VENV": sys.prefix}
     environment.pop("OMP_NUM_THREADS", None)
-    out = tmp_path / "out"
     done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / "brats.sh"), "--out", str(out)],
+        ["bash", str(ROOT / "slurm" / script), "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=2400,
         env=environment,
         check=False,
-        cwd=tmp_path,
+        cwd=out.parent,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "exit status 0" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_brats_sh_reaches_its_dice(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_job("brats.sh", out)
     table = {line["member"]: line for line in csv.DictReader((out / "table.csv").open(encoding="utf-8"))}
     assert list(table) == ["brats_segresnet_demo", "brats_unetr_demo", "Ensemble"]
     assert float(table["brats_segresnet_demo"]["WT"]) >= 0.85
     assert float(table["Ensemble"]["WT"]) >= 0.85
-    assert "exit status 0" in done.stdout
+
+
+@pytest.mark.slow
+def test_multicancer_sh_beats_the_baseline(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = run_job("multicancer.sh", out)
+    lines = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
+    assert len(lines) == 2 * (4 + 3 + 1)
+    for cancer in ("Brain Cancer", "Oral Cancer"):
+        scores = {line["member"]: float(line["accuracy"]) for line in lines if line["cancer"] == cancer}
+        assert scores["Ensemble, accuracy weights"] > scores["baseline (colour histogram)"] + 0.1, scores
+        assert scores["Ensemble, accuracy weights"] >= 0.7, scores
+        assert all(line["duplicates across"] == "0" for line in lines)
+    assert "with a near-duplicate in training" in printed

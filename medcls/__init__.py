@@ -1,0 +1,1 @@
+"""Cancer classification: folders of images, near-duplicate groups, augmentation, backbones, metrics, tables."""

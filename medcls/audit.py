@@ -1,0 +1,37 @@
+"""How many test images have a near-duplicate in training, under the group split and under the published random one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from medcls.duplicates import leaked_paths
+from medcls.recipes import ImageData
+from medcls.task import choose_cancer, make_split, select
+from medtrain.errors import UserError
+from medtrain.image_cache import ImageCache
+
+HEAD = (
+    "cancer", "images", "in groups of near-duplicates", "test images, group split",
+    "with a near-duplicate in training, group split", "test images, random split",
+    "with a near-duplicate in training, random split",
+)  # fmt: skip
+
+
+def audit_lines(cache: ImageCache, parts: Sequence[ImageData]) -> list[list[object]]:
+    """The audit table, head first: one line a cancer of these data settings."""
+    lines: list[list[object]] = [list(HEAD)]
+    for data in {choose_cancer(cache, part.cancer): part for part in parts}.values():
+        images, _, _ = select(cache, choose_cancer(cache, data.cancer))
+        groups = cache.group[images]
+        _, inverse, count = np.unique(groups, return_inverse=True, return_counts=True)
+        line: list[object] = [choose_cancer(cache, data.cancer), len(images), int((count[inverse] > 1).sum())]
+        for kind in ("group", "random"):
+            try:
+                split = make_split(cache, replace(data, split=kind))
+            except UserError:  # too few groups: that split does not exist
+                line += ["–", "–"]
+                continue
+            line += [len(split.test), len(leaked_paths(cache, split))]
+        lines.append(line)
+    return lines

@@ -1,0 +1,173 @@
+"""Random crops and augmentation of images: drawn here as parameter rows; `apply` is the plain reference.
+
+Random-resized crops follow Szegedy et al., "Going deeper with convolutions", 2015; mixup Zhang et al., 2018.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medtrain import rows
+from medtrain.image_cache import ImageCache
+from medtrain.processes import stay_with_parent
+from medtrain.recipe import within
+from medtrain.sampling import Stream, generator, order
+
+# ITU-R BT.601 luma, in thousandths as DALI takes it
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Probabilities and ranges; what is 0 (or `scale` and `ratio` 1) is left out. Angles in degrees.
+
+    `scale` is the share of the area that a crop takes, `ratio` how much wider or narrower it may be; brightness,
+    contrast and saturation are drawn in [1 - x, 1 + x]. `mixup` is the alpha of its Beta distribution.
+    """
+
+    scale: tuple[float, float] = within((0.6, 1.0), 0.01, most=1)
+    ratio: tuple[float, float] = within((0.8, 1.25), 0.1, most=10)
+    flip: float = within(0.5, 0, most=1)  # per axis
+    flip_axes: tuple[int, ...] = within((0, 1), 0, most=1)  # 0 up-down, 1 left-right
+    turn: float = within(
+        0.0, 0, most=1
+    )  # exchange of rows and columns; with both flips, all eight symmetries of a square
+    angle: float = within(0.0, 0, most=1)
+    degrees: float = within(20.0, 0, most=180)
+    brightness: float = within(0.0, 0, most=1)
+    contrast: float = within(0.0, 0, most=1)
+    saturation: float = within(0.0, 0, most=1)
+    mixup: float = within(0.0, 0)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations that can occur, in the order of `rows.IMAGE_ORDER`."""
+        on = {
+            "turn": self.turn > 0,
+            "angle": self.angle > 0,
+            "flip": self.flip > 0 and bool(self.flip_axes),
+            "colour": max(self.brightness, self.contrast, self.saturation) > 0,
+            "mix": self.mixup > 0,
+        }
+        return tuple(name for name in rows.IMAGE_ORDER if on[name])
+
+
+def whole(size: Sequence[int]) -> np.ndarray:
+    """The row that takes the whole image and changes nothing else."""
+    return rows.pack_image({"roi": (0, 0, *size)})
+
+
+def draw(rng: np.random.Generator, augment: Augment, size: Sequence[int]) -> np.ndarray:
+    """The row of one sample of an image of `size` (height, width) pixels.
+
+    The numbers are drawn in a fixed order whether used or not, so that one option does not change another's draws.
+    """
+    fields: dict[str, object] = {"roi": _roi(rng, augment, int(size[0]), int(size[1]))}
+    chance, amount = rng.random(4), rng.uniform(-1, 1, 4)
+    fields["flip"] = [bool(chance[axis] < augment.flip and axis in augment.flip_axes) for axis in range(2)]
+    fields["turn"] = chance[2] < augment.turn
+    fields["angle"] = augment.degrees * amount[0] if chance[3] < augment.angle else 0.0
+    limits = (augment.brightness, augment.contrast, augment.saturation)
+    fields["colour"] = [1 + limit * amount[1 + n] for n, limit in enumerate(limits)]
+    if augment.mixup > 0:
+        share = float(rng.beta(augment.mixup, augment.mixup))
+        fields["mix"] = max(share, 1 - share)  # an image stays mostly itself, so its partner's draw is independent
+    return rows.pack_image(fields)
+
+
+def _roi(rng: np.random.Generator, augment: Augment, height: int, width: int) -> tuple[int, int, int, int]:
+    area, shape, top, left = rng.random(4)
+    low, high = augment.ratio
+    ratio = low * (high / low) ** shape
+    scale = augment.scale[0] + (augment.scale[1] - augment.scale[0]) * area
+    # of the image's own proportions, so that scale 1 and ratio 1 take all of it
+    h = max(1, min(height, round(height * math.sqrt(scale / ratio))))
+    w = max(1, min(width, round(width * math.sqrt(scale * ratio))))
+    return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+
+
+@dataclass
+class ImageSource:
+    """One sample's encoded bytes, row, target and key per call, for DALI's external source: picklable, opens the cache
+    in the worker. `images` are indices into the cache, `targets` their classes.
+
+    With a `stream`, samples are drawn without end in its order; without one, the images come whole, in their own order,
+    and then from the beginning again.
+    """
+
+    cache: str
+    images: np.ndarray
+    targets: np.ndarray
+    augment: Augment
+    stream: Stream | None = None
+    _open: ImageCache | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": None}
+
+    def draw(self, epoch: int, index: int) -> tuple[int, np.ndarray]:
+        """(place in `images`, row) of the sample `index` of `epoch`: a pure function of the seed and these two."""
+        assert self.stream is not None
+        place = int(order(self.stream.seed, epoch, self.stream.length)[index])
+        size = self._cache().size[self.images[place]]
+        return place, draw(generator(self.stream.seed, epoch, index), self.augment, size)
+
+    def __call__(self, info: object) -> tuple[np.ndarray, ...]:
+        """DALI's call: bytes (length,) uint8, row float32, target (1,) int64, key (2,) int64 [epoch, index]."""
+        number = info.idx_in_epoch  # type: ignore[attr-defined]
+        if self.stream is None:
+            epoch, index = divmod(number, len(self.images))
+            place, row = index, whole(self._cache().size[self.images[index]])
+        else:
+            epoch, index = self.stream.epoch_and_index(number)
+            place, row = self.draw(epoch, index)
+        encoded = self._cache().encoded(self.images[place])
+        return encoded, row, self.targets[place : place + 1], np.array([epoch, index], np.int64)
+
+    def _cache(self) -> ImageCache:
+        if self._open is None:
+            stay_with_parent()
+            self._open = ImageCache(self.cache)
+        return self._open
+
+
+def apply(image_HWC: np.ndarray, row: np.ndarray, size: int) -> np.ndarray:
+    """Apply a row with Pillow and NumPy: the reference for the DALI pipeline; (size,size,3) float32 in 0..255.
+
+    Colour: x <- (saturation x + (1 - saturation) luma - 127.5) contrast brightness + 127.5 brightness, clipped.
+    """
+    from PIL import Image
+
+    at = {name: row[where] for name, where in rows.image_layout().items()}
+    top, left, height, width = (int(v) for v in at["roi"])
+    image = Image.fromarray(image_HWC[top : top + height, left : left + width])
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if at["turn"][0]:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    out = np.asarray(image)
+    if at["angle"][0]:
+        out = _rotated(out, float(at["angle"][0]))
+    out = np.flip(out, tuple(axis for axis in range(2) if at["flip"][axis])).astype(np.float32)
+    brightness, contrast, saturation = at["colour"]
+    if np.any(at["colour"] != 1):
+        luma = (out @ LUMA)[..., None]
+        out = saturation * out + (1 - saturation) * luma
+        out = np.clip(np.rint(((out - 127.5) * contrast + 127.5) * brightness), 0, 255)
+    return out
+
+
+def _rotated(image_HWC: np.ndarray, degrees: float) -> np.ndarray:
+    """Counter-clockwise about the centre, linear; outside is black."""
+    from scipy import ndimage
+
+    turn = math.radians(degrees)
+    matrix = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    centre = (np.array(image_HWC.shape[:2]) - 1) / 2
+    offset = centre - matrix @ centre
+    planes = [
+        ndimage.affine_transform(image_HWC[..., c].astype(np.float32), matrix, offset, order=1, mode="grid-constant")
+        for c in range(3)
+    ]
+    return np.rint(np.stack(planes, -1)).astype(np.uint8)

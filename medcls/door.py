@@ -1,0 +1,84 @@
+"""What the launcher asks of cancer classification; everything heavy is imported inside."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
+from medtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from medcls.task import ClsTask
+    from medtrain.image_cache import ImageCache
+
+TASK = "multicancer"
+Recipe = ClsRecipe
+WORDS = "scores"
+OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
+__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand", "finish",
+           "folder", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+
+
+def open_cache(path: Path) -> "ImageCache":
+    """A cache of images."""
+    from medtrain.image_cache import ImageCache
+
+    return ImageCache(path)
+
+
+def make_task(recipe: ClsRecipe, cache: "ImageCache") -> "ClsTask":
+    """The task that the engine trains."""
+    from medcls.task import ClsTask
+
+    return ClsTask(recipe, cache)
+
+
+def folder(recipe: ClsRecipe) -> str:
+    """The name of a member's run folder."""
+    return f"{recipe.name}-{slug(recipe.data.cancer)}-{recipe.signature[:8]}"
+
+
+def check_early(recipes: Sequence[ClsRecipe]) -> None:
+    """Refuse what needs no data to be seen, before hours of preparation."""
+    from medcls.backbones import weights_file
+
+    for recipe in recipes:
+        weights_file(recipe.model)
+
+
+def prepare(data: Path, out: Path, recipes: Sequence[ClsRecipe], options: Any) -> Path:
+    """The sweep's cache, made or found; `options` has workers and strict."""
+    from medcls.preparation import prepare_folder
+
+    return prepare_folder(data, out / "cache.h5", workers=options.workers, strict=options.strict)
+
+
+def expand(recipes: Sequence[ClsRecipe], cache: "ImageCache", cancers: Sequence[str] | None) -> list[ClsRecipe]:
+    """The sweep's members: every recipe for every cancer, or for those named; "every" is one classifier of all."""
+    from medcls.task import choose_cancer
+
+    named = {recipe.data.cancer for recipe in recipes} - {""}
+    if named and cancers:
+        raise UserError("--cancers and --set data.cancer say the same thing: leave one out.")
+    chosen = [choose_cancer(cache, cancer) for cancer in cancers or sorted(named) or cache.cancers]
+    return [replace(r, data=replace(r.data, cancer=c)) for c in dict.fromkeys(chosen) for r in recipes]
+
+
+def check(recipe: ClsRecipe, cache: "ImageCache", weights: str) -> None:
+    """Refuse before anything runs what would fail in the member's job."""
+    make_task(recipe, cache).build_model()
+
+
+def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
+    """Make ensembles, tables and figures; returns how many members are missing."""
+    from medcls.table import finish
+
+    return finish(sweep, open_cache(sweep / plan["cache"]), plan["members"])
+
+
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
+    """Write a CSV of class probabilities of the images that `place` names."""
+    from medcls.prediction import predict
+
+    return predict(runs, weights, place, out)

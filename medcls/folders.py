@@ -1,0 +1,112 @@
+"""Finds the images: the Multi Cancer layout, the same nested once more, or any folder of class folders."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtrain.errors import UserError
+
+# The published layout (Kaggle "Multi Cancer"), in its own order.
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    "ALL": ("all_benign", "all_early", "all_pre", "all_pro"),
+    "Brain Cancer": ("brain_glioma", "brain_menin", "brain_tumor"),
+    "Breast Cancer": ("breast_benign", "breast_malignant"),
+    "Cervical Cancer": ("cervix_dyk", "cervix_koc", "cervix_mep", "cervix_pab", "cervix_sfi"),
+    "Kidney Cancer": ("kidney_normal", "kidney_tumor"),
+    "Lung and Colon Cancer": ("colon_aca", "colon_bnt", "lung_aca", "lung_bnt", "lung_scc"),
+    "Lymphoma": ("lymph_cll", "lymph_fl", "lymph_mcl"),
+    "Oral Cancer": ("oral_normal", "oral_scc"),
+}
+# What unpacking and file managers leave behind; never an image.
+LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A data set: its root, the classes as (cancer, class), and the files with the class of each, sorted by path."""
+
+    root: Path
+    classes: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+def read_folders(place: Path) -> ImageFolder:
+    """List a data set; file names are relative to its root, with '/' on every system.
+
+    Notes tell what differs from the published layout. Raises UserError for anything that is no folder of class
+    folders, an empty class, or a cancer of one class.
+    """
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder: give the Multi Cancer folder, or a folder of class folders.")
+    root = place
+    while True:
+        inner = _folders(root)
+        if not inner:
+            raise UserError(f"{place} holds no class folders: give the Multi Cancer folder, or a folder of them.")
+        deeper = [folder for folder in inner if _folders(folder)]
+        if not deeper:
+            return _listed(root, {root.resolve().name: inner})
+        if all(not _folders(leaf) for folder in inner for leaf in _folders(folder)):
+            break
+        if len(inner) > 1:
+            raise UserError(f"{deeper[0]} is nested too deep: give a folder whose folders hold class folders.")
+        root = inner[0]
+    shallow = sorted(folder.name for folder in inner if folder not in deeper)
+    if shallow:
+        raise UserError(f"{root / shallow[0]} has no class folders, its neighbours have: move it, or sort its images.")
+    return _listed(root, {folder.name: _folders(folder) for folder in inner})
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name is hidden or left behind by a file manager."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _folders(place: Path) -> list[Path]:
+    with os.scandir(place) as entries:
+        names = [e.name for e in entries if e.is_dir() and not is_litter(e.name)]
+    return [place / name for name in sorted(names)]
+
+
+def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
+    classes: list[tuple[str, str]] = []
+    files: list[tuple[str, int]] = []
+    notes: list[str] = []
+    strays = [path for place in {root, *(folders[0].parent for folders in cancers.values())} for path in _images(place)]
+    if strays:
+        notes.append(f"{len(strays)} files lie beside the class folders and are left out, such as {min(strays).name}.")
+    for cancer, folders in cancers.items():
+        if len(folders) < 2:
+            raise UserError(f"{root}: {cancer} has one class only ({folders[0].name}): there is nothing to tell apart.")
+        published = PUBLISHED.get(cancer, ())
+        names = {folder.name: folder for folder in folders}
+        odd = [name for name in names if published and name not in published]
+        missing = [name for name in published if name not in names]
+        for words, which in (("unknown to the published set", odd), ("missing", missing)):
+            if which:
+                notes.append(f"{cancer}: classes {words}: {', '.join(which)}.")
+        for name in [*(n for n in published if n in names), *(n for n in sorted(names) if n not in published)]:
+            found = sorted(_images(names[name]))
+            if not found:
+                raise UserError(f"{names[name]} is empty: add its images or remove the folder.")
+            files += [(path.relative_to(root).as_posix(), len(classes)) for path in found]
+            classes.append((cancer, name))
+    return ImageFolder(root, tuple(classes), tuple(sorted(files)), tuple(notes))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # a broken link is no file; it is listed, and set aside with its name when it can not be read
+            if not entry.is_dir() and not is_litter(entry.name):
+                yield folder / _utf8(entry, folder)
+
+
+def _utf8(entry: os.DirEntry[str], folder: Path) -> str:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{folder} holds a file whose name is not UTF-8 ({entry.name!a}): rename it.") from None
+    return entry.name

@@ -1,0 +1,132 @@
+"""One image file: whether it can be used, the bytes the cache keeps, and what is known of it without a network."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageOps
+
+from medcls.keypoints import features
+
+# Raise it whenever a stored byte or number would change.
+VERSION = 1
+MEGAPIXELS = 100  # of a file that must be decoded whole; JPEG may have MEGAPIXELS_JPEG, it is decoded smaller
+MEGAPIXELS_JPEG = 450
+LONGEST, SHRUNK = 4096, 2048  # a longer side is shrunk to SHRUNK
+HASH_SIDE = 16
+# The eight symmetries of the square; None is the image itself.
+TURNS = (None, *Image.Transpose)
+HISTOGRAM = 3 * 32 + 64
+
+
+class BadImage(Exception):
+    """The file can not be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A usable image.
+
+    `encoded`: the file's own bytes, or PNG where `converted` says why not. `size`: height and width after EXIF
+    orientation. `digest`: of the file's bytes. `hashes` (8,4) uint64: perceptual hash under TURNS. `places` (2,P,2) and
+    `descriptors` (2,P,32): see `keypoints.features`. `histogram` (160,) float32: see `colours`.
+    """
+
+    encoded: bytes
+    converted: str
+    size: tuple[int, int]
+    digest: bytes
+    hashes: np.ndarray
+    places: np.ndarray
+    descriptors: np.ndarray
+    histogram: np.ndarray
+
+
+def examine(content: bytes) -> Examined:
+    """Decode a file whole, once; raises BadImage where it is not an image, cut short, or too large."""
+    rgb, encoded, converted = usable(content)
+    return Examined(encoded, converted, (rgb.height, rgb.width), hashlib.blake2b(content, digest_size=16).digest(),
+                    perceptual_hashes(rgb), *features(rgb), colours(rgb))  # fmt: skip
+
+
+def usable(content: bytes) -> tuple[Image.Image, bytes, str]:
+    """(upright RGB image, bytes that DALI decodes to it, why they are not the file's own or ""); raises BadImage."""
+    image, converted = _decoded(content)
+    rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+    if not converted:
+        return rgb, content, ""
+    out = io.BytesIO()
+    rgb.save(out, "PNG", compress_level=3)
+    return rgb, out.getvalue(), converted
+
+
+def _decoded(content: bytes) -> tuple[Image.Image, str]:
+    """The image and why its bytes can not be kept ("" if they can)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.MAX_IMAGE_PIXELS = None  # the limits below are ours
+            image = Image.open(io.BytesIO(content))
+            kind, (width, height) = image.format, image.size
+            limit = MEGAPIXELS_JPEG if kind == "JPEG" else MEGAPIXELS
+            if width * height > limit * 1e6:
+                raise BadImage(f"{width} x {height} pixels are more than {limit} megapixels")
+            large = max(width, height) > LONGEST
+            if large and kind == "JPEG":
+                image.draft("RGB", (SHRUNK, SHRUNK))
+            image.load()
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever the bytes make them stumble over
+        raise BadImage(str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
+    orientation = image.getexif().get(0x0112, 1)
+    if large:
+        image.thumbnail((SHRUNK, SHRUNK))
+        return image, f"a side of more than {LONGEST} pixels"
+    if kind not in ("JPEG", "PNG"):
+        return image, f"{kind} file"
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        return image, f"{image.mode} pixels"
+    if kind == "PNG" and orientation not in (0, 1):
+        return image, "rotated PNG"
+    return image, ""
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Pixels of more than 8 bits as 8-bit grey: whole numbers lose the low bits of their 8, 12 or 16, floats are
+    stretched to 0..255.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values.astype(np.float64))
+        span = float(np.ptp(values)) or 1.0
+        return Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8))
+    whole = np.clip(values.astype(np.int64), 0, None)
+    shift = next((bits - 8 for bits in (8, 12, 16) if int(whole.max()) < 1 << bits), 24)
+    return Image.fromarray((whole >> shift).astype(np.uint8))
+
+
+def perceptual_hashes(rgb: Image.Image) -> np.ndarray:
+    """(8,4) uint64: imagehash's 256-bit DCT hash (Zauner 2010) of the image under each of TURNS.
+
+    The image is first made a 32-pixel square, so that flips and quarter turns permute its pixels exactly.
+    """
+    box, fine = Image.Resampling.BOX, Image.Resampling.LANCZOS
+    square = rgb.convert("L").resize((128, 128), box).resize((32, 32), fine)
+    turned = (square if turn is None else square.transpose(turn) for turn in TURNS)
+    bits = [imagehash.phash(image, hash_size=HASH_SIDE, highfreq_factor=2).hash.ravel() for image in turned]
+    return np.packbits(np.stack(bits), axis=1).view(np.uint64)
+
+
+def colours(rgb: Image.Image) -> np.ndarray:
+    """(160,) float32: 32 bins of each channel, then 4 x 4 x 4 bins of the colours; shares of the pixels."""
+    pixels = np.asarray(rgb.resize((64, 64), Image.Resampling.BOX)).reshape(-1, 3)
+    single = [np.bincount(pixels[:, c] >> 3, minlength=32) for c in range(3)]
+    coarse = (pixels >> 6).astype(np.int64)
+    joint = np.bincount(coarse @ np.array([16, 4, 1]), minlength=64)
+    return np.concatenate([*single, joint]).astype(np.float32) / len(pixels)

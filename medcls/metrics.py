@@ -1,0 +1,52 @@
+"""Scores of a classification, by scikit-learn.
+
+N images, K classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+from medtrain.results import CaseRow
+
+PROBABILITY = "p:"
+
+
+def row_scores(target: int, probs_K: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """What a row tells of an image: class and prediction as numbers, whether they agree, every probability."""
+    predicted = int(probs_K.argmax())
+    probabilities = {f"{PROBABILITY}{name}": float(p) for name, p in zip(classes, probs_K, strict=True)}
+    return {"target": target, "predicted": predicted, "correct": int(predicted == target), **probabilities}
+
+
+def arrays(rows: Sequence[CaseRow]) -> tuple[np.ndarray, np.ndarray]:
+    """(target (N,) int64, probabilities (N,K) float64) of rows that `row_scores` made."""
+    names = [name for name in rows[0].scores if name.startswith(PROBABILITY)]
+    target = np.array([round(row.scores["target"]) for row in rows], np.int64)
+    return target, np.array([[row.scores[name] for name in names] for row in rows])
+
+
+def summarize(target_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, float]:
+    """Accuracy; precision, recall and F1 as macro and weighted means over classes and, where there are two classes, of
+    the second (the diseased one in every published pair); log-loss. A class without predictions has precision 0.
+    """
+    count = probs_NK.shape[1]
+    predicted = probs_NK.argmax(1)
+    scores = {"accuracy": float((predicted == target_N).mean())}
+    averages = ["macro", "weighted"] + (["positive"] if count == 2 else [])
+    for average in averages:
+        chosen = {"average": "binary", "pos_label": 1} if average == "positive" else {"average": average}
+        labels = None if average == "positive" else list(range(count))
+        values = precision_recall_fscore_support(target_N, predicted, labels=labels, zero_division=0.0, **chosen)
+        for name, value in zip(("precision", "recall", "f1"), values, strict=False):
+            scores[f"{name}_{average}"] = float(value)
+    safe = np.clip(probs_NK, 1e-7, None)
+    safe = safe / safe.sum(1, keepdims=True)
+    scores["log_loss"] = float(log_loss(target_N, safe, labels=list(range(count))))
+    return scores
+
+
+def confusion(target_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
+    """(K,K) counts, true class down, predicted class across."""
+    return confusion_matrix(target_N, predicted_N, labels=list(range(classes)))

@@ -1,0 +1,130 @@
+"""Class probabilities of image files, from one or several trained members."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from medcls import backbones, images
+from medcls.augment import whole
+from medcls.folders import is_litter
+from medcls.recipes import ClsRecipe
+from medcls.task import class_probs
+from medtrain import checkpoint
+from medtrain.ensemble import weighted_mean
+from medtrain.errors import UserError
+from medtrain.files import write_text
+from medtrain.pipeline import ImageLoader
+from medtrain.progress import Progress
+from medtrain.results import to_csv
+from medtrain.strategy import Forward, inference
+
+CHUNK = 128  # images in memory at once
+
+
+@dataclass
+class Member:
+    """A run's best weights, ready to predict."""
+
+    recipe: ClsRecipe
+    classes: list[str]
+    forward: Forward
+    device: torch.device
+
+    @classmethod
+    def load(cls, run: Path, device: torch.device) -> Self:
+        """Read a run folder's checkpoint_best.pt; raises UserError."""
+        path = run / checkpoint.BEST
+        content = checkpoint.load(path)
+        if "classes" not in content:
+            raise UserError(f"{path} is a checkpoint of another task or version: name a multicancer run.")
+        recipe = ClsRecipe.from_json(content["recipe"], str(path))
+        if content["preparation"].get("version") != images.VERSION:
+            raise UserError(f"{path} is of images prepared by another version of this program: train it again.")
+        model = backbones.build_model(recipe, len(content["classes"]))
+        checkpoint.load_model(model, content, path)
+        return cls(recipe, list(content["classes"]), inference(model, recipe, device), device)
+
+    def probs(self, encoded: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Class probabilities (N,K) float64 of encoded images, prepared as in training."""
+        recipe, (mean, std) = self.recipe, backbones.normalisation(self.recipe.model.name)
+        loader = ImageLoader(_InMemory(encoded, sizes), batch=min(recipe.evaluate.batch, len(encoded)),
+                             size=recipe.data.size, operations=(), mean=mean, std=std, workers=0,
+                             threads=min(4, len(os.sched_getaffinity(0))), device=self.device)  # fmt: skip
+        return np.stack(list(class_probs(self.forward, loader, len(encoded), flips=recipe.evaluate.flips)))
+
+
+@dataclass
+class _InMemory:
+    """Whole images one after the other, for DALI's external source."""
+
+    encoded: Sequence[bytes]
+    sizes: Sequence[tuple[int, int]]
+
+    def __call__(self, info: object) -> tuple[np.ndarray, ...]:
+        n = info.idx_in_epoch % len(self.encoded)  # type: ignore[attr-defined]
+        nothing = np.zeros(1, np.int64)
+        return np.frombuffer(self.encoded[n], np.uint8), whole(self.sizes[n]), nothing, np.zeros(2, np.int64)
+
+
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
+    """Write one line an image: path, most likely class, a probability a class, and why there is none; returns a
+    sentence about it. Raises UserError.
+    """
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"{out} must end in .csv: class probabilities are written as one table.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    members = [Member.load(run, device) for run in runs]
+    for run, member in zip(runs, members, strict=True):
+        if member.classes != members[0].classes:
+            raise UserError(f"{run} knows other classes than {runs[0]}: members of one ensemble must share them.")
+    files = list(_files(place))
+    if not files:
+        raise UserError(f"{place} holds no file: give an image or a folder of images.")
+    lines = [["image", "prediction", *(f"p:{name}" for name in members[0].classes), "note"]]
+    progress = Progress(len(files), "predict")
+    for start in range(0, len(files), CHUNK):
+        chunk = files[start : start + CHUNK]
+        lines += _lines(chunk, place, members, weights)
+        progress.advance(count=len(chunk))
+    progress.close()
+    write_text(out, to_csv(lines))
+    unread = sum(bool(line[-1]) for line in lines[1:])
+    return f"{len(files)} images in {out}" + (f", {unread} of them could not be read" if unread else "")
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+        return
+    yield from sorted(path for path in place.rglob("*") if path.is_file() and not is_litter(path.name))
+
+
+def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weights: Sequence[float]) -> list[list[str]]:
+    encoded: list[bytes] = []
+    sizes: list[tuple[int, int]] = []
+    notes: dict[Path, str] = {}
+    for path in chunk:
+        try:
+            image, content, _ = images.usable(path.read_bytes())
+        except (images.BadImage, OSError) as error:
+            notes[path] = getattr(error, "strerror", None) or str(error)
+            continue
+        encoded.append(content)
+        sizes.append((image.height, image.width))
+    classes = members[0].classes
+    mean = weighted_mean((m.probs(encoded, sizes) for m in members), weights) if encoded else np.zeros((0, 0))
+    rows = iter(mean)
+    lines = []
+    for path in chunk:
+        name = path.relative_to(place).as_posix() if place.is_dir() else path.name
+        if path in notes:
+            lines.append([name, "", *[""] * len(classes), notes[path]])
+            continue
+        probs = next(rows)
+        lines.append([name, classes[int(probs.argmax())], *(f"{p:.6f}" for p in probs), ""])
+    return lines

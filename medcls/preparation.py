@@ -1,0 +1,248 @@
+"""From folders of images to the cache: several processes, resumable, one pass over the files, bounded memory."""
+
+import hashlib
+import itertools
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from medcls import images, keypoints
+from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_pairs
+from medcls.folders import ImageFolder, read_folders
+from medtrain.errors import UserError
+from medtrain.files import replacing, write_text
+from medtrain.image_cache import ImageCache, Images, digest, write_images
+from medtrain.processes import in_processes
+from medtrain.progress import Progress
+from medtrain.results import to_csv
+
+# files and bytes of one part; a process holds one part in memory
+CHUNK, CHUNK_BYTES = 256, 64 << 20
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How files become cache entries; stored with the cache."""
+
+    near_bits: int = NEAR_BITS
+    inliers: int = keypoints.INLIERS
+    version: int = images.VERSION
+
+
+def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = False) -> Path:
+    """Make the image cache `out` from a data folder; a second call goes on where the first ended.
+
+    Files that can not be used are set aside: named on stderr and in the cache's facts, or, if `strict`, a UserError.
+    Parts wait in `<out>.parts` until all are there, then `out` appears whole. Raises UserError.
+    """
+    data = read_folders(place)
+    for note in data.notes:
+        print(f"note: {note}", flush=True)
+    chunks = _chunks(data)
+    recipes = [_recipe(data, chunk) for chunk in chunks]
+    wanted = hashlib.blake2b(json.dumps([data.classes, recipes]).encode(), digest_size=16).hexdigest()
+    if out.exists() and _holds(out, wanted):
+        print(f"{out} already holds these {len(data.files)} images", flush=True)
+        facts = ImageCache(out).facts
+        _refuse_bad(facts["bad"], strict)
+        _report(facts, out)
+        return out
+    parts = [out.with_name(out.name + ".parts") / f"{recipe}.h5" for recipe in recipes]
+    try:
+        parts[0].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{parts[0].parent} can not be made ({error.strerror}): give a writable --out.") from None
+    todo = [(str(data.root), chunk, part) for chunk, part in zip(chunks, parts, strict=True) if not _whole(part)]
+    if len(todo) < len(parts):
+        print(f"{len(parts) - len(todo)} of {len(parts)} parts are prepared already", flush=True)
+    progress = Progress(sum(len(chunk) for _, chunk, _ in todo), "prepare")
+    try:
+        for done in in_processes(_write_part, todo, workers, what=f"prepared {place}"):
+            progress.advance(count=done)
+    finally:
+        progress.close()
+    _assemble(data, parts, out, wanted, strict, workers)
+    shutil.rmtree(parts[0].parent)
+    return out
+
+
+def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, strict: bool, workers: int) -> None:
+    small = [_read_part(part) for part in parts]
+    bad = [item for part in small for item in part["bad"]]
+    files = dict(data.files)
+    paths = [path for part in small for path in part["paths"]]
+    targets = [files[path] for path in paths]
+    digests = [bytes(row) for part in small for row in part["digest"]]
+    used = set(targets)
+    for number, (cancer, name) in enumerate(data.classes):
+        if number not in used:
+            raise UserError(f"{data.root / cancer / name} holds no image that can be read: restore its files.")
+    _refuse_bad(bad, strict)
+    groups = _groups(data, parts, targets, digests, workers)
+    facts = {
+        "bad": bad,
+        "converted": [item for part in small for item in part["converted"]],
+        "conflicts": [[paths[n] for n in held] for held in conflicts(digests, targets)],
+        "files": len(data.files),
+        "wanted": wanted,
+    }
+    _report(facts, out)
+    write_images(out, (_images(part, files) for part in parts), size=sum(part["size"] for part in small),
+                 groups=groups, classes=data.classes, facts=facts, preparation=asdict(Preparation()))  # fmt: skip
+
+
+def _groups(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int) -> np.ndarray:
+    """(N,) near-duplicate groups: the same bytes anywhere, or alike within one cancer; a process a cancer."""
+    same = same_bytes(digests)
+    pairs = [np.stack([same, np.arange(len(same))], 1)]
+    cancer = np.array([data.classes[target][0] for target in targets])
+    unique = same == np.arange(len(same))
+    jobs = [(parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
+    progress = Progress(int(unique.sum()), "compare")
+    for count, found in in_processes(_alike, jobs, workers, what=f"compared {data.root}"):
+        pairs.append(found)
+        progress.advance(count=count)
+    progress.close()
+    return joined(len(same), np.concatenate(pairs))
+
+
+def _alike(job: tuple[list[Path], np.ndarray]) -> tuple[int, np.ndarray]:
+    """(how many images, pairs among them that show the same photograph) of images numbered over all parts."""
+    parts, members = job
+    looks, start = [], 0
+    for part in parts:
+        with h5py.File(part) as file:
+            count = len(file["digest"])
+            mine = members[(members >= start) & (members < start + count)] - start
+            if mine.size:
+                looks.append([file[name][()][mine] for name in ("hashes", "places", "descriptors")])
+        start += count
+    hashes, places, descriptors = (np.concatenate([part[n] for part in looks]) for n in range(3))
+    return len(members), members[similar_pairs(hashes, places, descriptors)]
+
+
+def _refuse_bad(bad: list[list[str]], strict: bool) -> None:
+    if bad and strict:
+        path, reason = bad[0]
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{path} can not be used: {reason}{more}; repair it, remove it, or leave out --strict.")
+
+
+def _report(facts: dict[str, Any], out: Path) -> None:
+    """Tell what was set aside, on stderr and in a list beside the cache, and what lies under several classes."""
+    bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
+    for path, reason in bad[:20]:
+        print(f"set aside: {path}: {reason}", file=sys.stderr)
+    if bad:
+        write_text(listing, to_csv([("file", "reason"), *bad]))
+        print(f"{len(bad)} files set aside, listed in {listing}", file=sys.stderr)
+    for held in facts["conflicts"][:20]:
+        print(f"WARNING: the same image under several classes: {', '.join(held)}", file=sys.stderr)
+
+
+def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
+    """Examine some files and write what is known of them, atomically; returns their number."""
+    root, files, part = job
+    kept: list[images.Examined] = []
+    paths, bad, converted = [], [], []
+    for path, _ in files:
+        try:
+            made = images.examine((Path(root) / path).read_bytes())
+        except images.BadImage as error:
+            bad.append([path, str(error)])
+            continue
+        except (FileNotFoundError, PermissionError) as error:
+            bad.append([path, error.strerror or type(error).__name__])
+            continue
+        except OSError as error:  # a fault of the disk or network, not of the file: not to be remembered
+            raise UserError(f"{Path(root) / path} can not be read ({error.strerror}): run it again.") from None
+        kept.append(made)
+        paths.append(path)
+        if made.converted:
+            converted.append([path, made.converted])
+    with replacing(part) as temporary, h5py.File(temporary, "w") as file:
+        file["bytes"] = np.frombuffer(b"".join(made.encoded for made in kept), np.uint8)
+        file["length"] = np.array([len(made.encoded) for made in kept], np.int64)
+        file["size"] = np.array([made.size for made in kept], np.int32).reshape(-1, 2)
+        for name, width in (("digest", 16), ("checksum", 16)):
+            values = [made.digest if name == "digest" else digest(made.encoded) for made in kept]
+            file[name] = np.frombuffer(b"".join(values), np.uint8).reshape(-1, width)
+        file["hashes"] = np.array([made.hashes for made in kept], np.uint64).reshape(-1, 8, 4)
+        file["places"] = np.array([made.places for made in kept], np.float16).reshape(-1, 2, keypoints.POINTS, 2)
+        descriptors = np.array([made.descriptors for made in kept], np.uint8)
+        file["descriptors"] = descriptors.reshape(-1, 2, keypoints.POINTS, 32)
+        file["histogram"] = np.array([made.histogram for made in kept], np.float32).reshape(-1, images.HISTOGRAM)
+        facts = {"paths": paths, "bad": bad, "converted": converted}
+        file["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    return len(files)
+
+
+def _read_part(part: Path) -> dict[str, Any]:
+    """A part's paths, files set aside, digests, and the size of its encoded bytes."""
+    with h5py.File(part) as file:
+        facts = json.loads(file["facts"][()].tobytes())
+        return {**facts, "digest": file["digest"][()], "size": file["bytes"].size}
+
+
+def _images(part: Path, files: dict[str, int]) -> Images:
+    with h5py.File(part) as file:
+        content, ends = file["bytes"][()].tobytes(), np.concatenate([[0], np.cumsum(file["length"][()])])
+        paths = json.loads(file["facts"][()].tobytes())["paths"]
+        columns = {name: file[name][()] for name in ("size", "checksum", "histogram")}
+    encoded = [content[a:b] for a, b in itertools.pairwise(ends)]
+    return Images(encoded, paths, {**columns, "target": np.array([files[path] for path in paths], np.int32)})
+
+
+def _whole(part: Path) -> bool:
+    try:
+        with h5py.File(part) as file:
+            return "facts" in file
+    except OSError:
+        return False
+
+
+def _chunks(data: ImageFolder) -> list[tuple[tuple[str, int], ...]]:
+    """The files in parts that are bounded in number and in bytes."""
+    chunks: list[list[tuple[str, int]]] = []
+    size = 0
+    for path, number in data.files:
+        try:
+            length = (data.root / path).stat().st_size
+        except OSError:
+            length = 0
+        if not chunks or len(chunks[-1]) >= CHUNK or size + length > CHUNK_BYTES:
+            chunks.append([])
+            size = 0
+        chunks[-1].append((path, number))
+        size += length
+    return [tuple(chunk) for chunk in chunks]
+
+
+def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
+    """Names what a part holds (paths, sizes, times) and how it was made, so that a changed file is read anew."""
+    stats: list[Any] = []
+    for path, _ in chunk:
+        try:
+            stat = (data.root / path).stat()
+            stats.append([path, stat.st_size, stat.st_mtime_ns])
+        except OSError:  # it is set aside, with its reason, when it is read
+            stats.append([path, None, None])
+    text = json.dumps([asdict(Preparation()), stats])
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _holds(out: Path, wanted: str) -> bool:
+    try:
+        cache = ImageCache(out)
+    except UserError as error:
+        reason = str(error).partition(":")[0].removeprefix(str(out)).strip()
+        raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
+    found = cache.facts["wanted"]
+    cache.close()
+    return bool(found == wanted)

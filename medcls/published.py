@@ -1,0 +1,35 @@
+"""Published scores, shown beside ours only where the split is of the same kind."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published accuracy; `cancer` "all" is the classifier of every class."""
+
+    cancer: str
+    member: str
+    split: str
+    accuracy: float
+    source: str
+
+
+# From the abstracts; no published work groups the copies of one photograph, so their splits are random ones.
+KNOWN = (Published("all", "Xception (2025)", "random", 0.9985, "doi:10.3390/diagnostics15233066"),)
+
+
+def read_published(path: Path) -> list[Published]:
+    """KNOWN and what the file adds (columns cancer, member, split, accuracy, source), if it is there."""
+    if not path.is_file():
+        return list(KNOWN)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            added = [Published(row["cancer"], row["member"], row["split"], float(row["accuracy"]), row["source"])
+                     for row in csv.DictReader(file)]  # fmt: skip
+    except (KeyError, ValueError, TypeError, OSError):
+        raise UserError(f"{path} needs the columns cancer, member, split, accuracy (0 to 1), source.") from None
+    return [*KNOWN, *added]

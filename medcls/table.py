@@ -1,0 +1,239 @@
+"""The tables of a sweep: per cancer its members, three ensembles and the baseline; one overview; all from rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcls import baseline, figures, metrics
+from medcls.audit import audit_lines
+from medcls.duplicates import leaked_paths
+from medcls.published import Published, read_published
+from medcls.recipes import ClsRecipe, slug
+from medcls.task import make_split, select
+from medtrain.ensemble import log_loss_weights, weighted_mean
+from medtrain.errors import UserError
+from medtrain.files import read_json, write_text
+from medtrain.image_cache import ImageCache
+from medtrain.results import CaseRow, read_rows, to_csv, to_markdown, write_rows
+
+HEAD = ("member", "accuracy", "recall", "precision", "F1", "images", "split", "duplicates across", "epochs", "note")
+ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
+LONG = ("accuracy", "recall_macro", "precision_macro", "f1_macro", "recall_weighted", "precision_weighted",
+        "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a cancer's table: its rows on the test images, or why there are none."""
+
+    member: str
+    rows: Sequence[CaseRow]
+    epochs: str = ""
+    note: str = ""
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """All scores; empty where there are no rows."""
+        return metrics.summarize(*metrics.arrays(self.rows)) if self.rows else {}
+
+
+@dataclass(frozen=True)
+class CancerTable:
+    """Everything told of one cancer."""
+
+    cancer: str
+    lines: list[Line]
+    split: str
+    leaked: int
+    classes: list[str]
+
+
+def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) -> int:
+    """Write every table and picture from the members' rows; returns how many members are missing."""
+    recipes = {m["folder"]: _recipe(m, sweep) for m in members}
+    cancers = list(dict.fromkeys(recipe.data.cancer for recipe in recipes.values()))
+    if not any(_is_done(sweep / m["folder"]) for m in members):
+        raise UserError(f"{sweep} has no finished member: look at {sweep / 'jobs'} for the reason, then run it again.")
+    tables = []
+    for cancer in cancers:
+        mine = [m["folder"] for m in members if recipes[m["folder"]].data.cancer == cancer]
+        tables.append(_cancer(sweep, cache, mine, recipes[mine[0]]))
+    published = read_published(sweep / "published.csv")
+    foot = _foot(cache)
+    names = [slug(table.cancer) for table in tables]
+    for n, table in enumerate(tables):
+        place = names[n] if names.count(names[n]) == 1 else f"{names[n]}_{n + 1}"
+        _write_cancer(sweep / "tables" / place, table, foot, published)
+    audit = audit_lines(cache, [recipes[m["folder"]].data for m in members])
+    write_text(sweep / "audit.csv", to_csv(audit))
+    _write_overview(sweep, tables, audit, foot)
+    write_rows(sweep / "cases.csv", [_short(r, t.cancer) for t in tables for line in t.lines for r in line.rows])
+    return sum(not _is_done(sweep / m["folder"]) for m in members)
+
+
+def _recipe(member: dict[str, Any], sweep: Path) -> ClsRecipe:
+    return ClsRecipe.from_json(json.dumps(member["settings"]), str(sweep / "plan.json"))
+
+
+def _is_done(run: Path) -> bool:
+    return (run / "done.json").is_file() and (run / "cases.csv").is_file()
+
+
+def _short(row: CaseRow, cancer: str) -> CaseRow:
+    """A row without its probabilities, whose columns differ between cancers (they stay in the cancer's own file)."""
+    kept = {name: row.scores[name] for name in ("target", "predicted", "correct")}
+    return CaseRow(member=f"{cancer}: {row.member}", case=row.case, part=row.part, scores=kept)
+
+
+def _cancer(sweep: Path, cache: ImageCache, folders: Sequence[str], recipe: ClsRecipe) -> CancerTable:
+    lines: list[Line] = []
+    vals: dict[str, list[CaseRow]] = {}
+    tests: dict[str, list[CaseRow]] = {}
+    fingerprint = cache.fingerprint
+    for folder in folders:
+        run, name = sweep / folder, folder.rsplit("-", 2)[0]
+        if not _is_done(run):
+            lines.append(Line(name, [], note=f"failed: {_reason(run)}"))
+            continue
+        if read_json(run / "cache.json").get("fingerprint") != fingerprint:
+            raise UserError(f"{run} was trained on other data than {cache.path} holds: train it again elsewhere.")
+        done = read_json(run / "done.json")
+        rows = read_rows(run / "cases.csv")
+        vals[name] = [row for row in rows if row.part == "val"]
+        tests[name] = [row for row in rows if row.part == "test"]
+        lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
+    if len(tests) > 1:
+        lines += _ensembles(vals, tests)
+    lines.append(Line(baseline.NAME, _baseline_rows(cache, recipe)))
+    split = make_split(cache, recipe.data)
+    _, _, classes = select(cache, recipe.data.cancer)
+    return CancerTable(recipe.data.cancer, lines, recipe.data.split, len(leaked_paths(cache, split)), classes)
+
+
+def _reason(run: Path) -> str:
+    failed = run / "failed.json"
+    return read_json(failed).get("reason") if failed.is_file() else "did not finish"
+
+
+def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]]) -> list[Line]:
+    """The three ensembles; their weights see validation rows only."""
+    probs = [metrics.arrays(rows)[1] for rows in tests.values()]
+    first = next(iter(tests.values()))
+    if any([row.case for row in rows] != [row.case for row in first] for rows in tests.values()):
+        raise UserError(f"the members {', '.join(tests)} were judged on different images: train them with one split.")
+    seen = [metrics.arrays(rows) for rows in vals.values()]
+    accuracy = [float((p.argmax(1) == target).mean()) for target, p in seen]
+    factors = {
+        ENSEMBLES[0]: accuracy if sum(accuracy) else [1.0] * len(probs),
+        ENSEMBLES[1]: [1.0] * len(probs),
+        ENSEMBLES[2]: log_loss_weights(np.stack([p for _, p in seen]), seen[0][0]),
+    }
+    lines = []
+    for name in ENSEMBLES:
+        mean = weighted_mean(probs, factors[name]).astype(np.float64)
+        weights = ", ".join(f"{w / sum(factors[name]):.2f}" for w in factors[name])
+        lines.append(Line(name, _rows(name, first, mean), note=f"weights {weights}"))
+    return lines
+
+
+def _rows(name: str, like: Sequence[CaseRow], probs_NK: np.ndarray) -> list[CaseRow]:
+    """Rows of the same images with other probabilities."""
+    names = [key.removeprefix(metrics.PROBABILITY) for key in like[0].scores if key.startswith(metrics.PROBABILITY)]
+    scores = [metrics.row_scores(round(row.scores["target"]), p, names) for row, p in zip(like, probs_NK, strict=True)]
+    return [CaseRow(member=name, case=row.case, part=row.part, scores=s) for row, s in zip(like, scores, strict=True)]
+
+
+def _baseline_rows(cache: ImageCache, recipe: ClsRecipe) -> list[CaseRow]:
+    split, (images, targets, classes) = make_split(cache, recipe.data), select(cache, recipe.data.cancer)
+    place = {cache.ids[n]: k for k, n in enumerate(images)}
+    train, test = ([place[case] for case in cases] for cases in (split.train, split.test))
+    histogram = cache.histogram[images]
+    probs = baseline.histogram_probs(histogram[train], targets[train], histogram[test], len(classes))
+    scores = [metrics.row_scores(int(target), p, classes) for target, p in zip(targets[test], probs, strict=True)]
+    return [CaseRow(member=baseline.NAME, case=case, part="test", scores=s)
+            for case, s in zip(split.test, scores, strict=True)]  # fmt: skip
+
+
+def _cells(line: Line, table: CancerTable) -> list[str]:
+    scores = line.scores
+    names = ("accuracy", "recall_macro", "precision_macro", "f1_macro")
+    values = [f"{scores[name]:.3f}" if scores else "–" for name in names]
+    return [line.member, *values, str(len(line.rows)) if scores else "–", table.split, str(table.leaked), line.epochs,
+            line.note]  # fmt: skip
+
+
+def _write_cancer(place: Path, table: CancerTable, foot: Sequence[str], published: Sequence[Published]) -> None:
+    rules = (
+        f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes. 'duplicates across': "
+        "test images with a near-duplicate among the training images."
+    )
+    if len(table.classes) == 2:
+        rules += f" In table.csv, 'positive' is {table.classes[1]}."
+    write_text(place / "table.md", to_markdown([HEAD, *(_cells(line, table) for line in table.lines)], [rules, *foot]))
+    long = [["member", *LONG, "images", "split", "duplicates across", "epochs", "note"]]
+    for line in table.lines:
+        values = [f"{line.scores[name]:.6f}" if name in line.scores else "" for name in LONG]
+        long.append([line.member, *values, str(len(line.rows)), table.split, str(table.leaked), line.epochs, line.note])
+    write_text(place / "table.csv", to_csv(long))
+    write_rows(place / "cases.csv", [row for line in table.lines for row in line.rows])
+    for line in table.lines:
+        if line.rows:
+            target, probs = metrics.arrays(line.rows)
+            counts = metrics.confusion(target, probs.argmax(1), len(table.classes))
+            name = f"confusion_{slug(line.member)}"
+            write_text(place / f"{name}.csv", to_csv([["true \\ predicted", *table.classes], *(
+                [c, *row] for c, row in zip(table.classes, counts.tolist(), strict=True))]))  # fmt: skip
+            title = f"{line.member}: accuracy {line.scores['accuracy']:.3f}"
+            figures.write_confusion(place / f"{name}.png", counts, table.classes, title)
+    same = [p for p in published if (p.cancer, p.split) == (table.cancer, table.split)]
+    bars = [(line.member, line.scores["accuracy"], _colour(line.member)) for line in table.lines if line.rows]
+    bars += [(f"{p.member}, as published", p.accuracy, figures.PUBLISHED) for p in same]
+    title = f"{table.cancer}, {table.split} split, {table.leaked} test images have a near-duplicate in training"
+    figures.write_bars(place / "accuracy.png", bars, title)
+
+
+def _colour(member: str) -> str:
+    if member == baseline.NAME:
+        return figures.BASELINE
+    return figures.ENSEMBLE if member in ENSEMBLES else figures.MEMBER
+
+
+def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[Sequence[object]],
+                    foot: Sequence[str]) -> None:  # fmt: skip
+    members = list(dict.fromkeys(line.member for table in tables for line in table.lines))
+    head = ["cancer", "test images", "split", "duplicates across", *members]
+    lines, long = [], [["cancer", "member", *HEAD[1:]]]
+    for table in tables:
+        found = {line.member: line for line in table.lines}
+        images = max((len(line.rows) for line in table.lines), default=0)
+        scores = [found[m].scores if m in found else {} for m in members]
+        cells = [f"{s['accuracy']:.3f}" if s else "–" for s in scores]
+        lines.append([table.cancer, images, table.split, table.leaked, *cells])
+        long += [[table.cancer, *_cells(line, table)] for line in table.lines]
+    rules = (
+        "Accuracy on test images; each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
+        "weights come from validation images."
+    )
+    failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
+    notes = [rules, *foot, *failed]
+    text = to_markdown([head, *lines], notes) + "\n" + to_markdown(audit)
+    write_text(sweep / "table.md", text)
+    write_text(sweep / "table.csv", to_csv(long))
+
+
+def _foot(cache: ImageCache) -> list[str]:
+    facts = cache.facts
+    notes = []
+    if facts["bad"]:
+        names = ", ".join(path for path, _ in facts["bad"][:5])
+        notes.append(f"{len(facts['bad'])} of {facts['files']} files could not be read and were set aside (all in "
+                     f"{cache.path.name}.set_aside.csv): {names}"
+                     + (" …" if len(facts["bad"]) > 5 else "."))  # fmt: skip
+    if facts["conflicts"]:
+        notes.append(f"{len(facts['conflicts'])} images lie under more than one class.")
+    return notes

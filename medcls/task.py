@@ -1,0 +1,206 @@
+"""Cancer classification as the engine sees it: model, loss, predictions, score.
+
+Legend of shapes: B batch, H W pixels, K classes.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medcls import backbones, figures, metrics
+from medcls.augment import Augment, ImageSource
+from medcls.duplicates import leaked_paths
+from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
+from medtrain.errors import UserError
+from medtrain.image_cache import ImageCache
+from medtrain.pipeline import ImageBatch, ImageLoader
+from medtrain.results import CaseRow
+from medtrain.sampling import Split, Stream, TooFewGroups, split_groups
+from medtrain.strategy import Group
+
+
+def choose_cancer(cache: ImageCache, cancer: str) -> str:
+    """The cancer that a recipe means, "every" included; raises UserError with the near ones."""
+    known = cache.cancers
+    if cancer == ALL_CANCERS or cancer in known:
+        return cancer
+    if not cancer and len(known) == 1:
+        return known[0]
+    if not cancer:
+        raise UserError(f'{cache.path} holds {", ".join(known)}: choose with --set data.cancer="{known[0]}", or every.')
+    near = difflib.get_close_matches(cancer, known, 2, 0.4) or known
+    raise UserError(f"{cache.path} has no cancer {cancer!r}: choose {', '.join(near)}, or every.")
+
+
+def select(cache: ImageCache, cancer: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(indices of the cancer's images, their classes counted from 0, names of the classes)."""
+    numbers = [n for n, (owner, _) in enumerate(cache.classes) if cancer in (ALL_CANCERS, owner)]
+    images = np.flatnonzero(np.isin(cache.target, numbers))
+    names = [cache.classes[n][1] for n in numbers]
+    if len(set(names)) < len(names):  # two cancers may both have a "normal"
+        names = ["/".join(cache.classes[n]) for n in numbers]
+    return images, cache.target[images].astype(np.int64) - min(numbers), names
+
+
+def make_split(cache: ImageCache, data: ImageData) -> Split:
+    """The recipe's split over image paths; raises UserError where a class has too few images for it."""
+    images, targets, names = select(cache, choose_cancer(cache, data.cancer))
+    groups = images if data.split == "random" else cache.group[images]
+    ids = [cache.ids[n] for n in images]
+    try:
+        return split_groups(ids, groups.tolist(), targets.tolist(), seed=data.split_seed,
+                            val_fraction=data.val_fraction, test_fraction=data.test_fraction)  # fmt: skip
+    except TooFewGroups as error:
+        what = "images" if data.split == "random" else "groups of near-duplicates"
+        words = f"class {names[error.stratum]} has {error.groups} {what}, {error.parts} parts need one each"
+        raise UserError(f"{cache.path} can not be split: {words}; add images of it.") from None
+    except ValueError as error:
+        raise UserError(f"--set data.val_fraction or data.test_fraction lower: {error}.") from None
+
+
+class ClsTask:
+    """The task over one cache; raises UserError where recipe and cache do not fit."""
+
+    best_by = "accuracy"
+
+    def __init__(self, recipe: ClsRecipe, cache: ImageCache):
+        self.recipe, self.cache = recipe, cache
+        self.cancer = choose_cancer(cache, recipe.data.cancer)
+        images, targets, self.classes = select(cache, self.cancer)
+        self._index = {cache.ids[n]: int(n) for n in images}
+        self._target = {cache.ids[n]: int(target) for n, target in zip(images, targets, strict=True)}
+        self.split: Split = make_split(cache, recipe.data)
+        self.weights = backbones.weights_file(recipe.model)
+        self.mean, self.std = backbones.normalisation(recipe.model.name)
+
+    def build_model(self) -> nn.Module:
+        """The recipe's network, the head fresh and the rest as the recipe's weights say."""
+        model = backbones.build_model(self.recipe, len(self.classes))
+        if self.weights:
+            backbones.load_backbone(model, self.recipe.model.name, self.weights)
+        return model
+
+    def parameter_groups(self, model: nn.Module) -> list[Group]:
+        """Groups by depth, frozen at first if the recipe wants it."""
+        return backbones.parameter_groups(model, self.recipe)
+
+    def loss(self, outputs: torch.Tensor, batch: ImageBatch) -> torch.Tensor:
+        """Mean cross-entropy with label smoothing; of a mixed image, its own and its partner's by their shares."""
+        own, other = (
+            functional.cross_entropy(outputs, target, reduction="none", label_smoothing=self.recipe.smoothing)
+            for target in (batch.target_B, batch.target_B[partners(len(batch.target_B))])
+        )
+        return (batch.mix_B * own + (1 - batch.mix_B) * other).mean()
+
+    def predictions(
+        self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Class probabilities (K,) float64 of whole images, in the order of `cases`."""
+        if not cases:
+            return
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        loader = self._loader(cases, None, self.recipe.evaluate.batch, device)
+        flips = thorough and self.recipe.evaluate.flips
+        yield from zip(cases, class_probs(forward, loader, len(cases), flips=flips), strict=True)
+
+    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
+        """Class, prediction and probabilities of an image."""
+        return metrics.row_scores(self._target[case], prediction, self.classes)
+
+    def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
+        """Accuracy, macro precision, recall and F1, log-loss."""
+        scores = metrics.summarize(*metrics.arrays(rows))
+        return {name: value for name, value in scores.items() if not name.endswith("_weighted")}
+
+    def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
+        """The confusion matrix."""
+        target, probs = metrics.arrays(rows)
+        counts = metrics.confusion(target, probs.argmax(1), len(self.classes))
+        return figures.confusion_picture(counts, self.classes)
+
+    def epoch_length(self) -> int:
+        """Images of one epoch."""
+        return len(self.split.train)
+
+    def loader(self, stream: Stream, device: torch.device) -> Iterator[ImageBatch]:
+        """This rank's batches from DALI, mixed."""
+        if self.recipe.augment.mixup and stream.micro_batch % 2 and stream.world * stream.accumulate > 1:
+            raise UserError(
+                f"augment.mixup pairs images, and {stream.micro_batch} of train.batch={stream.batch} fall on each: "
+                "--set train.batch so that it is even."
+            )
+        for batch in self._loader(self.split.train, stream, stream.micro_batch, device):
+            yield mixed(batch.to(device)) if self.recipe.augment.mixup else batch.to(device)
+
+    def _loader(self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device) -> ImageLoader:
+        recipe = self.recipe
+        augment = recipe.augment if stream else Augment(flip=0.0)
+        source = ImageSource(
+            cache=str(self.cache.path), images=np.array([self._index[case] for case in cases], np.int64),
+            targets=np.array([self._target[case] for case in cases], np.int64), augment=augment, stream=stream,
+        )  # fmt: skip
+        return ImageLoader(
+            source, batch=batch, size=recipe.data.size, operations=augment.operations, mean=self.mean, std=self.std,
+            workers=recipe.train.workers if stream else 0, threads=max(1, recipe.train.workers), device=device,
+        )  # fmt: skip
+
+    def judged(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Validation rows are kept too: the ensemble's weights come from them."""
+        return [("val", self.split.val), ("test", self.split.test)]
+
+    def leaked(self) -> int:
+        """Test images with a near-duplicate among the training images."""
+        return len(leaked_paths(self.cache, self.split))
+
+    def about(self) -> dict[str, Any]:
+        """What done.json tells beside the scores."""
+        return {"cancer": self.cancer, "split": self.recipe.data.split, "leaked": self.leaked()}
+
+    def facts(self) -> dict[str, Any]:
+        """What prediction needs beside the weights."""
+        return {"classes": list(self.classes), "preparation": self.cache.preparation, "weights": self.origin}
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """The file of weights that training started from; empty for fresh ones."""
+        return {"file": self.weights.name, "blake2b": backbones.fingerprint(self.weights)} if self.weights else {}
+
+
+def partners(count: int) -> torch.Tensor:
+    """Whom each image of a batch is mixed with: its neighbour in pairs; the last of an odd batch with itself.
+
+    Pairs lie on one rank for every number of ranks that leaves even micro-batches, so the samples stay the same.
+    """
+    return torch.arange(count).bitwise_xor(1).clamp(max=count - 1)
+
+
+def mixed(batch: ImageBatch) -> ImageBatch:
+    """x <- mix x + (1 - mix) x[partner] (mixup, Zhang et al. 2018)."""
+    share = batch.mix_B[:, None, None, None]
+    image = share * batch.image_BCHW + (1 - share) * batch.image_BCHW[partners(len(share))]
+    return replace(batch, image_BCHW=image)
+
+
+def class_probs(forward: Callable[[torch.Tensor], torch.Tensor], loader: Iterator[ImageBatch], count: int, *,
+                flips: bool) -> Iterator[np.ndarray]:  # fmt: skip
+    """Softmax probabilities (K,) float64 of the loader's first `count` images."""
+    done = 0
+    while done < count:
+        image = next(loader).image_BCHW
+        views = symmetries(image) if flips else [image]
+        probs = torch.stack([forward(view).double().softmax(1).cpu() for view in views]).mean(0).numpy()
+        yield from probs[: count - done]
+        done += len(probs)
+
+
+def symmetries(image_BCHW: torch.Tensor) -> list[torch.Tensor]:
+    """The eight flips and quarter turns of square images."""
+    turned = [torch.rot90(image_BCHW, k, (2, 3)) for k in range(4)]
+    return turned + [view.flip(3) for view in turned]

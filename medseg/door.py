@@ -1,0 +1,94 @@
+"""What the launcher asks of brain-tumour segmentation; everything heavy is imported inside."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.recipes import RECIPES, SWEEPS, SegRecipe
+from medtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from medseg.task import SegTask
+    from medtrain.cache import Cache
+
+TASK = "brats"
+Recipe = SegRecipe
+WORDS = "Dice on the original spacing"
+OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
+__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand", "finish",
+           "folder", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+
+
+def open_cache(path: Path) -> "Cache":
+    """A cache of volumes."""
+    from medtrain.cache import Cache
+
+    return Cache(path)
+
+
+def make_task(recipe: SegRecipe, cache: "Cache") -> "SegTask":
+    """The task that the engine trains."""
+    from medseg.task import SegTask
+
+    return SegTask(recipe, cache)
+
+
+def folder(recipe: SegRecipe) -> str:
+    """The name of a member's run folder."""
+    return f"{recipe.name}-{recipe.signature[:8]}"
+
+
+def check_early(recipes: Sequence[SegRecipe]) -> None:
+    """Refuse what needs no data to be seen, before hours of preparation."""
+    spacings = {recipe.data.spacing_mm for recipe in recipes}
+    if len(spacings) > 1:
+        raise UserError(f"the members need caches of different spacing {sorted(spacings)} mm: run them as two sweeps.")
+
+
+def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -> Path:
+    """The sweep's cache, made or found; `options` has workers and label_map."""
+    from medseg.preparation import Preparation, prepare_dataset, report_enhancement
+
+    spacing = recipes[0].data.spacing_mm
+    cache = prepare_dataset(data, out / "cache.h5", Preparation(spacing_mm=spacing), workers=options.workers,
+                            label_map=options.label_map)  # fmt: skip
+    report_enhancement(cache)
+    return cache
+
+
+def expand(recipes: Sequence[SegRecipe], cache: "Cache", cancers: Sequence[str] | None) -> list[SegRecipe]:
+    """The sweep's members: one a recipe."""
+    if cancers:
+        raise UserError("--cancers belongs to the sweeps of images: leave it out.")
+    return list(recipes)
+
+
+def check(recipe: SegRecipe, cache: "Cache", weights: str) -> None:
+    """Refuse before anything runs what would fail in the member's job."""
+    import torch
+
+    from medseg.models import build_model
+
+    if not torch.cuda.is_available() and math.prod(recipe.data.crop) >= 96**3:
+        print(f"note: there is no GPU here; {recipe.name} takes weeks on a CPU (see brats_segresnet_2mm)", flush=True)
+    split = make_task(recipe, cache).split
+    if not split.val and not split.test:
+        raise UserError(f"{recipe.name} holds out no case to judge by: --set data.val_fraction=0.2.")
+    if weights == "validation" and not (split.val and split.test):
+        raise UserError("--weights validation needs both val and test cases: --set data.test_fraction=0.2.")
+    build_model(recipe)
+
+
+def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
+    """Make ensemble, tables and figures; returns how many members are missing."""
+    from medseg.table import finish
+
+    return finish(sweep, sweep / plan["cache"], [sweep / member["folder"] for member in plan["members"]], weights)
+
+
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
+    """Write label maps of the scans that `place` names."""
+    from medseg.prediction import predict
+
+    return predict(runs, weights, place, out)

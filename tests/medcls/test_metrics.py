@@ -1,0 +1,49 @@
+"""Scores equal scikit-learn's own functions, and the corner cases are what the docstring says."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from medcls.metrics import arrays, confusion, row_scores, summarize
+from medtrain.results import CaseRow
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_scores_equal_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    target = rng.integers(0, classes, 200)
+    probs = rng.dirichlet(np.ones(classes), 200)
+    predicted, scores = probs.argmax(1), summarize(target, probs)
+    assert scores["accuracy"] == reference.accuracy_score(target, predicted)
+    for average in ("macro", "weighted"):
+        assert scores[f"precision_{average}"] == reference.precision_score(target, predicted, average=average)
+        assert scores[f"recall_{average}"] == reference.recall_score(target, predicted, average=average)
+        assert scores[f"f1_{average}"] == reference.f1_score(target, predicted, average=average)
+    assert scores["log_loss"] == pytest.approx(reference.log_loss(target, probs), rel=1e-6)
+    assert ("f1_positive" in scores) == (classes == 2)
+    if classes == 2:
+        assert scores["f1_positive"] == reference.f1_score(target, predicted)
+        assert scores["recall_positive"] == (predicted[target == 1] == 1).mean()
+    counts = confusion(target, predicted, classes)
+    assert counts.sum() == 200
+    assert counts[1, 0] == ((target == 1) & (predicted == 0)).sum()
+
+
+def test_a_class_that_is_never_predicted_or_never_there() -> None:
+    scores = summarize(np.array([0, 0, 1]), np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.7, 0.3, 0]]))
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["precision_macro"] == pytest.approx((2 / 3) / 3)
+    assert scores["recall_macro"] == pytest.approx(1 / 3)
+    assert np.isfinite(summarize(np.array([1]), np.array([[1.0, 0.0]]))["log_loss"])
+
+
+def test_rows_and_back() -> None:
+    probs = np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]])
+    rows = [
+        CaseRow(member="m", case=str(n), part="test", scores=row_scores(n, p, ["a", "b", "c"]))
+        for n, p in enumerate(probs)
+    ]
+    assert rows[0].scores == {"target": 0, "predicted": 1, "correct": 0, "p:a": 0.2, "p:b": 0.7, "p:c": 0.1}
+    target, back = arrays(rows)
+    assert target.tolist() == [0, 1]
+    assert np.array_equal(back, probs)

@@ -1,0 +1,73 @@
+"""Prediction of raw image files: the same probabilities as the rows of training, and every file accounted for."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launch_helpers import run_main
+
+from medcls.recipes import ClsRecipe
+from medlaunch.train import run
+from medtrain.results import read_rows
+
+
+@pytest.fixture(scope="module")
+def runs(
+    image_cache: Path, tiny_images: Callable[..., ClsRecipe], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two members of one cancer at different sizes, and one of another cancer."""
+    place = tmp_path_factory.mktemp("runs")
+    for name, sets in (("a", ("evaluate.flips=true",)), ("b", ("data.size=48", "train.seed=1")),
+                       ("other", ("data.cancer=Brain Cancer",))):  # fmt: skip
+        run(tiny_images(*sets), image_cache, place / name)
+    return [place / name for name in ("a", "b", "other")]
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return {line["image"]: line for line in csv.DictReader(file)}
+
+
+def test_files_get_the_probabilities_of_the_rows(runs: list[Path], pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.csv"
+    assert run_main("predict", "--members", runs[0], "--image", pictures, "--out", out) == 0
+    found = table(out)
+    assert len(found) == 101  # the truth file is no image, and says so
+    assert "cannot identify" in found["phantom_truth.csv"]["note"]
+    for row in read_rows(runs[0] / "cases.csv"):
+        line = found[row.case]
+        assert float(line["p:oral_scc"]) == pytest.approx(row.scores["p:oral_scc"], abs=2e-6)
+        assert line["prediction"] == ("oral_normal", "oral_scc")[round(row.scores["predicted"])]
+        assert line["note"] == ""
+
+
+def test_members_are_averaged_with_weights(runs: list[Path], pictures: Path, tmp_path: Path) -> None:
+    folder = pictures / "Oral Cancer" / "oral_scc"
+    for name, members, extra in (("a", runs[:1], ()), ("b", runs[1:2], ()), ("ab", runs[:2], ("--weights", 1, 3))):
+        arguments = ("--members", *members, "--image", folder, "--out", tmp_path / f"{name}.csv", *extra)
+        assert run_main("predict", *arguments) == 0
+    a, b, both = (table(tmp_path / f"{name}.csv") for name in ("a", "b", "ab"))
+    for image, line in both.items():
+        mean = (float(a[image]["p:oral_scc"]) + 3 * float(b[image]["p:oral_scc"])) / 4
+        assert float(line["p:oral_scc"]) == pytest.approx(mean, abs=3e-6)
+
+
+def test_refusals(runs: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    one = next(iter((pictures / "Oral Cancer" / "oral_scc").iterdir()))
+    out = tmp_path / "p.csv"
+    for members, image, target, words in [
+        (runs[:1], one, tmp_path / "p", "must end in .csv"),
+        ([runs[0], runs[2]], one, out, "knows other classes"),
+        (runs[:1], tmp_path / "empty", out, "holds no file"),
+        (runs[:1], tmp_path / "absent", out, "is not there"),
+    ]:
+        assert run_main("predict", "--members", *members, "--image", image, "--out", target) == 2
+        assert words in capsys.readouterr().err
+        assert not target.exists()
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "checkpoint_best.pt").write_bytes(b"x")
+    assert run_main("predict", "--members", tmp_path / "run", "--image", one, "--out", out) == 2
+    assert "damaged" in capsys.readouterr().err

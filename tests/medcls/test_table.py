@@ -1,0 +1,174 @@
+"""Tables from rows: members, three ensembles, the baseline, failures; weights come from validation rows alone."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from medcls import door, metrics, table
+from medcls.baseline import NAME, histogram_probs
+from medcls.recipes import ClsRecipe, slug
+from medcls.task import make_split, select
+from medtrain.ensemble import log_loss_weights
+from medtrain.errors import UserError
+from medtrain.files import write_json, write_text
+from medtrain.image_cache import ImageCache
+from medtrain.results import CaseRow, read_rows, write_rows
+
+Tiny = Callable[..., ClsRecipe]
+
+
+def fake_run(sweep: Path, cache: ImageCache, recipe: ClsRecipe, skill: float, seed: int) -> dict:
+    """A finished run folder whose rows come from a classifier of that skill."""
+    rng = np.random.default_rng(seed)
+    run = sweep / door.folder(recipe)
+    split, (images, targets, classes) = make_split(cache, recipe.data), select(cache, recipe.data.cancer)
+    label = {cache.ids[n]: int(target) for n, target in zip(images, targets, strict=True)}
+    rows = []
+    for part, cases in (("val", split.val), ("test", split.test)):
+        for case in cases:
+            target = label[case]
+            logits = rng.normal(0, 1, len(classes)) + skill * np.eye(len(classes))[target]
+            probs = np.exp(logits) / np.exp(logits).sum()
+            rows.append(CaseRow(member=recipe.name, case=case, part=part,
+                                scores=metrics.row_scores(target, probs, classes)))  # fmt: skip
+    write_rows(run / "cases.csv", rows)
+    write_json(run / "cache.json", {"fingerprint": cache.fingerprint})
+    write_json(run / "done.json", {"part": "test", "epochs": 3})
+    return {"folder": run.name, "settings": json.loads(recipe.to_json())}
+
+
+@pytest.fixture
+def sweep(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> tuple[Path, ImageCache, list[dict]]:
+    """Two members of each of two cancers."""
+    cache = ImageCache(image_cache)
+    members = []
+    for cancer in cache.cancers:
+        for n, (name, skill) in enumerate((("good", 3.0), ("fair", 1.0))):
+            recipe = replace(tiny_images(f"data.cancer={cancer}"), name=name)
+            members.append(fake_run(tmp_path, cache, recipe, skill, n))
+    return tmp_path, cache, members
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    assert table.finish(place, cache, members) == 0
+    lines = {line["member"]: line for line in read(place / "tables" / "oral_cancer" / "table.csv")}
+    assert list(lines) == ["good", "fair", *table.ENSEMBLES, NAME]
+    rows = read_rows(place / "tables" / "oral_cancer" / "cases.csv")
+    assert {row.part for row in rows} == {"test"}
+    for name, line in lines.items():
+        mine = [row for row in rows if row.member == name]
+        scores = metrics.summarize(*metrics.arrays(mine))
+        assert line["images"] == str(len(mine))
+        assert float(line["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-6)
+        assert float(line["f1_positive"]) == pytest.approx(scores["f1_positive"], abs=1e-6)
+        assert (line["split"], line["duplicates across"]) == ("group", "0")
+        counts = read(place / "tables" / "oral_cancer" / f"confusion_{slug(name)}.csv")
+        assert sum(int(v) for row in counts for key, v in row.items() if key.startswith("oral")) == len(mine)
+        assert imread(place / "tables" / "oral_cancer" / f"confusion_{slug(name)}.png").std() > 0.05
+    text = (place / "tables" / "oral_cancer" / "table.md").read_text()
+    assert "| member" in text
+    assert "macro means over classes" in text
+
+
+def test_ensembles_are_weighted_by_validation_and_not_by_test(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    table.finish(place, cache, members)
+    runs = [place / m["folder"] for m in members if "oral" in m["folder"]]
+    rows = [read_rows(run / "cases.csv") for run in runs]
+    vals = [metrics.arrays([row for row in part if row.part == "val"]) for part in rows]
+    tests = [metrics.arrays([row for row in part if row.part == "test"])[1] for part in rows]
+    factors = {
+        table.ENSEMBLES[0]: [float((p.argmax(1) == t).mean()) for t, p in vals],
+        table.ENSEMBLES[1]: [1.0, 1.0],
+        table.ENSEMBLES[2]: log_loss_weights(np.stack([p for _, p in vals]), vals[0][0]),
+    }
+    found = read_rows(place / "tables" / "oral_cancer" / "cases.csv")
+    for name, weights in factors.items():
+        mean = sum(w * p for w, p in zip(weights, tests, strict=True)) / sum(weights)
+        assert np.allclose(metrics.arrays([row for row in found if row.member == name])[1], mean, atol=2e-6)
+    # spoiling every test row changes no weight
+    notes = {line["member"]: line["note"] for line in read(place / "tables" / "oral_cancer" / "table.csv")}
+    for run, part in zip(runs, rows, strict=True):
+        spoilt = [r if r.part == "val" else replace(r, scores={**r.scores, "p:oral_scc": 0.5, "p:oral_normal": 0.5})
+                  for r in part]  # fmt: skip
+        write_rows(run / "cases.csv", spoilt)
+    table.finish(place, cache, members)
+    again = {line["member"]: line["note"] for line in read(place / "tables" / "oral_cancer" / "table.csv")}
+    assert again == notes
+    assert notes[table.ENSEMBLES[1]] == "weights 0.50, 0.50"
+
+
+def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    table.finish(place, cache, members)
+    overview = (place / "table.md").read_text()
+    assert overview.count("| Brain Cancer |") == 2  # scores, audit
+    assert "with a near-duplicate in training" in overview
+    long = read(place / "table.csv")
+    assert {line["cancer"] for line in long} == {"Brain Cancer", "Oral Cancer"}
+    assert len(long) == 2 * (2 + 3 + 1)
+    assert len(read(place / "audit.csv")) == 2
+    assert {row.member.split(": ")[1] for row in read_rows(place / "cases.csv")} >= {"good", NAME}
+    assert imread(place / "tables" / "brain_cancer" / "accuracy.png").std() > 0.05
+
+
+def test_a_failed_member_is_a_row_with_its_reason(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    broken = place / members[-1]["folder"]
+    (broken / "done.json").unlink()
+    write_json(broken / "failed.json", {"reason": "UserError: no weights"})
+    assert table.finish(place, cache, members) == 1
+    lines = read(place / "tables" / "oral_cancer" / "table.csv")
+    assert [line["member"] for line in lines] == ["good", "fair", NAME]
+    assert lines[1]["note"] == "failed: UserError: no weights"
+    assert "Oral Cancer: fair failed: UserError: no weights" in (place / "table.md").read_text()
+    for member in members:
+        (place / member["folder"] / "done.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="no finished member"):
+        table.finish(place, cache, members)
+
+
+def test_other_data_are_refused(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    write_json(place / members[0]["folder"] / "cache.json", {"fingerprint": "0"})
+    with pytest.raises(UserError, match="trained on other data"):
+        table.finish(place, cache, members)
+
+
+def test_published_numbers_stand_only_beside_the_same_kind_of_split(
+    sweep: tuple[Path, ImageCache, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, cache, members = sweep
+    drawn: dict[str, list] = {}
+    monkeypatch.setattr(table.figures, "write_bars", lambda path, bars, title: drawn.update({path.parent.name: bars}))
+    write_text(place / "published.csv", "cancer,member,split,accuracy,source\nOral Cancer,X,group,0.9,paper\n"
+               "Oral Cancer,Y,random,0.99,paper\nBrain Cancer,Z,random,0.99,paper\n")  # fmt: skip
+    table.finish(place, cache, members)
+    assert [name for name, _, _ in drawn["oral_cancer"] if "published" in name] == ["X, as published"]
+    assert not any("published" in name for name, _, _ in drawn["brain_cancer"])
+    write_text(place / "published.csv", "cancer,accuracy\nOral Cancer,high\n")
+    with pytest.raises(UserError, match="needs the columns"):
+        table.finish(place, cache, members)
+
+
+def test_the_baseline_sees_colours_only() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 3, 90)
+    told = np.eye(3)[target] + rng.normal(0, 0.1, (90, 3))
+    probs = histogram_probs(told[:60], target[:60], told[60:], 3)
+    assert (probs.argmax(1) == target[60:]).mean() > 0.95
+    assert probs.sum(1) == pytest.approx(1)
+    partial = histogram_probs(told[:60], np.where(target[:60] == 2, 1, target[:60]), told[60:], 3)
+    assert (partial[:, 2] == 0).all()
