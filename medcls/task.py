@@ -196,6 +196,8 @@ def class_probs(forward: Callable[[torch.Tensor], torch.Tensor], loader: Iterato
         image = next(loader).image_BCHW
         views = symmetries(image) if flips else [image]
         probs = torch.stack([forward(view).double().softmax(1).cpu() for view in views]).mean(0).numpy()
+        if not np.isfinite(probs).all():
+            raise UserError("the network answers with numbers that are not finite: it diverged; --set optim.lr lower.")
         yield from probs[: count - done]
         done += len(probs)
 

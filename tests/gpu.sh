@@ -20,3 +20,4 @@ print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)
 PY
 "$PYTHON" -m pytest -m gpu tests
 "$PYTHON" tests/bench/gpu_training.py "$@"
+"$PYTHON" tests/bench/gpu_images.py

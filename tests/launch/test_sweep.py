@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def test_a_replaced_cache_is_noticed(sweep: tuple[Path, str], capsys: pytest.Cap
     finally:
         about.write_text(text)
     assert "trained on other data" in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_sweep_are_named(
+    sweep: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = sweep
+    damaged = tmp_path / "sweep"
+    for name in ("plan.json", "done.json", "cache.json"):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(out, damaged, ignore=shutil.ignore_patterns("jobs", "tensorboard"))
+        next(damaged.rglob(name)).write_text("{")
+        assert run_main("finish", damaged) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert "absent or damaged" in error
 
 
 def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,18 @@ def test_flips_average_the_eight_symmetries() -> None:
         assert np.allclose(probs[:, 0], probs[:, 1]) == symmetric
 
 
+def test_a_network_that_diverged_is_told() -> None:
+    batch = ImageBatch(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.ones(2), torch.zeros(2, 2))
+    with pytest.raises(UserError, match="diverged"):
+        list(class_probs(lambda image: torch.full((2, 3), float("nan")), iter([batch]), 2, flips=False))
+
+
+def test_mixing_refuses_odd_shares_on_several_ranks(image_cache: Path, tiny_images: Tiny) -> None:
+    task = ClsTask(tiny_images("augment.mixup=0.3"), ImageCache(image_cache))
+    with pytest.raises(UserError, match="so that it is even"):
+        next(task.loader(Stream(0, task.epoch_length(), 6, world=2), torch.device("cpu")))
+
+
 def test_the_loader_mixes_only_when_asked(image_cache: Path, tiny_images: Tiny) -> None:
     cache = ImageCache(image_cache)
     stream = Stream(0, ClsTask(tiny_images(), cache).epoch_length(), 4)
