@@ -115,9 +115,10 @@ class ClsTask:
         return metrics.row_scores(self._target[case], prediction, self.classes)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Accuracy, macro precision, recall and F1, log-loss."""
+        """Accuracy, macro F1, log-loss; then macro precision and recall, and those of the positive class of two."""
         scores = metrics.summarize(*metrics.arrays(rows))
-        return {name: value for name, value in scores.items() if not name.endswith("_weighted")}
+        first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss")}
+        return first | {name: value for name, value in scores.items() if not name.endswith("_weighted")}
 
     def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
         """The confusion matrix."""

@@ -187,8 +187,9 @@ class Engine:
         score = scores[self.task.best_by]
         self.scores.append(score)
         tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
+        shown = list(scores.items())[:4]  # the rest is in TensorBoard
         tracker.say(
-            f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown)
             + (" (best so far)" if score > self.best else "")
         )  # fmt: skip
         if score > self.best:
