@@ -26,7 +26,7 @@ def record(benchmark: str, what: str, value: float, unit: str, *, peer: str = ""
     """Print one result; with `keep`, append it to results.csv."""
     shown = f"{what}: {value:.4g} {unit}"
     if peer_value is not None:
-        shown += f", {peer} {peer_value:.4g} {unit}, ratio {ratio:.2f}"
+        shown += f", {peer} {peer_value:.4g} {unit}" + (f", ratio {ratio:.2f}" if ratio is not None else "")
     print(f"{shown}{f' (target {target})' if target else ''}", flush=True)
     if not keep:
         return
