@@ -31,6 +31,10 @@ class ImageFolder:
     files: tuple[tuple[str, int], ...]
     notes: tuple[str, ...]
 
+    def class_files(self, number: int) -> list[str]:
+        """The files of a class."""
+        return [path for path, owner in self.files if owner == number]
+
 
 def read_folders(place: Path) -> ImageFolder:
     """List a data set; file names are relative to its root, with '/' on every system.

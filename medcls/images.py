@@ -1,15 +1,15 @@
 """One image file: whether it can be used, the bytes the cache keeps, and what is known of it without a network."""
 
-import hashlib
 import io
 import warnings
 from dataclasses import dataclass
 
 import imagehash
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcls.keypoints import features
+from medtrain.image_cache import digest
 
 # Raise it whenever a stored byte or number would change.
 VERSION = 1
@@ -48,7 +48,7 @@ class Examined:
 def examine(content: bytes) -> Examined:
     """Decode a file whole, once; raises BadImage where it is not an image, cut short, or too large."""
     rgb, encoded, converted = usable(content)
-    return Examined(encoded, converted, (rgb.height, rgb.width), hashlib.blake2b(content, digest_size=16).digest(),
+    return Examined(encoded, converted, (rgb.height, rgb.width), digest(content),
                     perceptual_hashes(rgb), *features(rgb), colours(rgb))  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def _decoded(content: bytes) -> tuple[Image.Image, str]:
             image.load()
     except (BadImage, MemoryError):
         raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image" if content else "empty file") from None
     except Exception as error:  # decoders raise whatever the bytes make them stumble over
         raise BadImage(str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
     orientation = image.getexif().get(0x0112, 1)

@@ -92,6 +92,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
         lines += _lines(chunk, place, members, weights)
         progress.advance(count=len(chunk))
     progress.close()
+    if all(line[-1] for line in lines[1:]):
+        raise UserError(f"{files[0]} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))
     unread = sum(bool(line[-1]) for line in lines[1:])
     return f"{len(files)} images in {out}" + (f", {unread} of them could not be read" if unread else "")

@@ -50,7 +50,7 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     if out.exists() and _holds(out, wanted):
         print(f"{out} already holds these {len(data.files)} images", flush=True)
         facts = ImageCache(out).facts
-        _refuse_bad(facts["bad"], strict)
+        _refuse_bad(data.root, facts["bad"], strict)
         _report(facts, out)
         return out
     parts = [out.with_name(out.name + ".parts") / f"{recipe}.h5" for recipe in recipes]
@@ -80,10 +80,14 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
     targets = [files[path] for path in paths]
     digests = [bytes(row) for part in small for row in part["digest"]]
     used = set(targets)
-    for number, (cancer, name) in enumerate(data.classes):
+    for number in range(len(data.classes)):
         if number not in used:
-            raise UserError(f"{data.root / cancer / name} holds no image that can be read: restore its files.")
-    _refuse_bad(bad, strict)
+            first = data.class_files(number)[0]
+            place, reason = (data.root / first).parent, dict(map(tuple, bad))[first]
+            raise UserError(
+                f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
+            )
+    _refuse_bad(data.root, bad, strict)
     groups = _groups(data, parts, targets, digests, workers)
     facts = {
         "bad": bad,
@@ -127,11 +131,11 @@ def _alike(job: tuple[list[Path], np.ndarray]) -> tuple[int, np.ndarray]:
     return len(members), members[similar_pairs(hashes, places, descriptors)]
 
 
-def _refuse_bad(bad: list[list[str]], strict: bool) -> None:
+def _refuse_bad(root: Path, bad: list[list[str]], strict: bool) -> None:
     if bad and strict:
         path, reason = bad[0]
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"{path} can not be used: {reason}{more}; repair it, remove it, or leave out --strict.")
+        raise UserError(f"{root / path} can not be used: {reason}{more}; repair it, remove it, or leave out --strict.")
 
 
 def _report(facts: dict[str, Any], out: Path) -> None:
@@ -139,6 +143,7 @@ def _report(facts: dict[str, Any], out: Path) -> None:
     bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
     for path, reason in bad[:20]:
         print(f"set aside: {path}: {reason}", file=sys.stderr)
+    listing.unlink(missing_ok=True)  # of an earlier preparation
     if bad:
         write_text(listing, to_csv([("file", "reason"), *bad]))
         print(f"{len(bad)} files set aside, listed in {listing}", file=sys.stderr)

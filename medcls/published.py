@@ -4,12 +4,13 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published accuracy; `cancer` "all" is the classifier of every class."""
+    """One published accuracy; `cancer` "every" is the classifier of all classes."""
 
     cancer: str
     member: str
@@ -18,8 +19,8 @@ class Published:
     source: str
 
 
-# From the abstracts; no published work groups the copies of one photograph, so their splits are random ones.
-KNOWN = (Published("all", "Xception (2025)", "random", 0.9985, "doi:10.3390/diagnostics15233066"),)
+# From the abstract, which tells of no grouping of copies: taken for a random split.
+KNOWN = (Published(ALL_CANCERS, "Xception (2025)", "random", 0.9985, "doi:10.3390/diagnostics15233066"),)
 
 
 def read_published(path: Path) -> list[Published]:

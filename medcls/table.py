@@ -20,6 +20,7 @@ from medtrain.errors import UserError
 from medtrain.files import read_json, write_text
 from medtrain.image_cache import ImageCache
 from medtrain.results import CaseRow, read_rows, to_csv, to_markdown, write_rows
+from medtrain.sampling import Split
 
 HEAD = ("member", "accuracy", "recall", "precision", "F1", "images", "split", "duplicates across", "epochs", "note")
 ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
@@ -109,8 +110,8 @@ def _cancer(sweep: Path, cache: ImageCache, folders: Sequence[str], recipe: ClsR
         lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
     if len(tests) > 1:
         lines += _ensembles(vals, tests)
-    lines.append(Line(baseline.NAME, _baseline_rows(cache, recipe)))
     split = make_split(cache, recipe.data)
+    lines.append(Line(baseline.NAME, _baseline_rows(cache, recipe, split)))
     _, _, classes = select(cache, recipe.data.cancer)
     return CancerTable(recipe.data.cancer, lines, recipe.data.split, len(leaked_paths(cache, split)), classes)
 
@@ -148,8 +149,8 @@ def _rows(name: str, like: Sequence[CaseRow], probs_NK: np.ndarray) -> list[Case
     return [CaseRow(member=name, case=row.case, part=row.part, scores=s) for row, s in zip(like, scores, strict=True)]
 
 
-def _baseline_rows(cache: ImageCache, recipe: ClsRecipe) -> list[CaseRow]:
-    split, (images, targets, classes) = make_split(cache, recipe.data), select(cache, recipe.data.cancer)
+def _baseline_rows(cache: ImageCache, recipe: ClsRecipe, split: Split) -> list[CaseRow]:
+    images, targets, classes = select(cache, recipe.data.cancer)
     place = {cache.ids[n]: k for k, n in enumerate(images)}
     train, test = ([place[case] for case in cases] for cases in (split.train, split.test))
     histogram = cache.histogram[images]

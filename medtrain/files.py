@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed, then renamed."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medtrain.errors import UserError
+from medtrain.errors import UserError, disk_full
 
 
 @contextmanager
@@ -17,7 +18,12 @@ def replacing(path: Path) -> Iterator[Path]:
     # the suffix stays at the end: nibabel and h5py look at it
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, RuntimeError) as error:
+            if disk_full(error):  # with the path, which libraries leave out
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -50,12 +50,29 @@ class ImageBatch:
         return ImageBatch(self.image_BCHW.to(device), self.target_B.to(device), self.mix_B.to(device), self.key_B2)
 
 
-def _plugin() -> Any:
+def _options(batch: int, workers: int, threads: int, device: torch.device | None) -> dict[str, Any]:
+    """What every pipeline is built with; `gpu` and `parallel` tell its operators where they run."""
+    gpu = device is not None and device.type == "cuda"
+    return {
+        "gpu": gpu, "parallel": workers > 0, "batch_size": batch, "num_threads": threads,
+        "device_id": (device.index or 0) if gpu and device is not None else None,
+        "py_num_workers": max(1, workers), "py_start_method": "spawn", "prefetch_queue_depth": 2,
+    }  # fmt: skip
+
+
+def _endless(pipe: Any, names: list[str]) -> Any:
+    """An iterator over the batches of a pipeline as lists of one dictionary of tensors."""
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+    return DALIGenericIterator([pipe], names, size=-1, auto_reset=False, prepare_first_batch=False,
+                               last_batch_policy=LastBatchPolicy.PARTIAL)  # fmt: skip
+
+
+def _check_dali() -> None:
     try:
-        from nvidia.dali.plugin import pytorch
+        import nvidia.dali  # noqa: F401
     except ImportError as error:
         raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
-    return pytorch
 
 
 class VolumeLoader:
@@ -78,18 +95,10 @@ class VolumeLoader:
         threads: int = 1,
         device: torch.device | None = None,
     ):
-        plugin = _plugin()
-        gpu = device is not None and device.type == "cuda"
-        pipe = _volume_pipeline(
-            source=source, channels=channels, crop=tuple(crop), operations=frozenset(operations), gpu=gpu,
-            parallel=workers > 0, batch_size=batch, num_threads=threads,
-            device_id=(device.index or 0) if gpu and device is not None else None,
-            py_num_workers=max(1, workers), py_start_method="spawn", prefetch_queue_depth=2,
-        )  # fmt: skip
-        self._iterator = plugin.DALIGenericIterator(
-            [pipe], ["image", "label", "key"], size=-1, auto_reset=False, prepare_first_batch=False,
-            last_batch_policy=plugin.LastBatchPolicy.PARTIAL,
-        )  # fmt: skip
+        _check_dali()
+        pipe = _volume_pipeline(source=source, channels=channels, crop=tuple(crop), operations=frozenset(operations),
+                                **_options(batch, workers, threads, device))  # fmt: skip
+        self._iterator = _endless(pipe, ["image", "label", "key"])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -227,18 +236,12 @@ class ImageLoader:
         threads: int = 1,
         device: torch.device | None = None,
     ):
-        plugin = _plugin()
-        gpu = device is not None and device.type == "cuda"
+        _check_dali()
         pipe = _image_pipeline(
             source=source, size=size, operations=frozenset(operations), mean=[255 * m for m in mean],
-            std=[255 * s for s in std], gpu=gpu, parallel=workers > 0, batch_size=batch, num_threads=threads,
-            device_id=(device.index or 0) if gpu and device is not None else None,
-            py_num_workers=max(1, workers), py_start_method="spawn", prefetch_queue_depth=2,
+            std=[255 * s for s in std], **_options(batch, workers, threads, device),
         )  # fmt: skip
-        self._iterator = plugin.DALIGenericIterator(
-            [pipe], ["image", "target", "row", "key"], size=-1, auto_reset=False, prepare_first_batch=False,
-            last_batch_policy=plugin.LastBatchPolicy.PARTIAL,
-        )  # fmt: skip
+        self._iterator = _endless(pipe, ["image", "target", "row", "key"])
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return self

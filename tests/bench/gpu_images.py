@@ -6,11 +6,10 @@
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from gpu_training import synchronize, through_engine
+from gpu_training import steps_per_second, through_engine
 
 
 def bare_loop(recipe: Any, steps: int, classes: int) -> float:
@@ -27,17 +26,14 @@ def bare_loop(recipe: Any, steps: int, classes: int) -> float:
     strategy = Single(model, backbones.parameter_groups(model, recipe), recipe, ranks)
     image = torch.randn(recipe.train.batch, 3, recipe.data.size, recipe.data.size, device=ranks.device)
     target = torch.randint(0, classes, (recipe.train.batch,), device=ranks.device)
-    began = 0.0
-    for step in range(steps + 3):
-        if step == 3:
-            synchronize(ranks.device)
-            began = time.monotonic()
+
+    def step() -> None:
         with strategy.autocast():
             logits = strategy.model(image)
         strategy.backward(functional.cross_entropy(logits.float(), target))
         strategy.step(1e-4)
-    synchronize(ranks.device)
-    return steps * recipe.train.batch / (time.monotonic() - began)
+
+    return recipe.train.batch * steps_per_second(step, steps, ranks.device)
 
 
 def main() -> None:

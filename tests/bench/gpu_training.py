@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,26 @@ def bare_loop(recipe: Any, steps: int) -> float:
     strategy = Single(model, one_group(model), recipe, ranks)
     image = torch.randn(recipe.train.batch, 4, *recipe.data.crop, device=ranks.device)
     label = torch.randint(0, 4, (recipe.train.batch, *recipe.data.crop), device=ranks.device).to(torch.uint8)
-    began = 0.0
-    for step in range(steps + 3):
-        if step == 3:
-            synchronize(ranks.device)
-            began = time.monotonic()
+
+    def step() -> None:
         with strategy.autocast():
             logits = strategy.model(image)
         strategy.backward(region_loss(logits.float(), label, KNOWN["msd"], recipe.loss))
         strategy.step(1e-4)
-    synchronize(ranks.device)
-    return steps * recipe.train.batch / (time.monotonic() - began)
+
+    return recipe.train.batch * steps_per_second(step, steps, ranks.device)
+
+
+def steps_per_second(step: Callable[[], None], steps: int, device: Any) -> float:
+    """The rate of a step, after three."""
+    for _ in range(3):
+        step()
+    synchronize(device)
+    began = time.monotonic()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return steps / (time.monotonic() - began)
 
 
 def synchronize(device: Any) -> None:

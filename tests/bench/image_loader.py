@@ -6,24 +6,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SIZE, BATCH = 224, 32
-
-
-def rate(batches: Any, count: int) -> float:
-    """Images a second over `count` batches, after four."""
-    iterator = iter(batches)
-    for _ in range(4):
-        next(iterator)
-    began = time.perf_counter()
-    for _ in range(count):
-        next(iterator)
-    return count * BATCH / (time.perf_counter() - began)
 
 
 def ours(path: Path, workers: int, colour: bool) -> Any:
@@ -106,23 +94,11 @@ def big_cache(path: Path, count: int) -> Path:
     return path
 
 
-def worker_private(path: Path, workers: int) -> float:
-    """Largest private memory in MB of one loader process after twenty batches."""
-    import os
-
-    from memory import family, megabytes
-
-    batches = ours(path, workers, True)
-    for _ in range(20):
-        next(batches)
-    private = [megabytes(pid, ("Private_Dirty:",)) for pid in family(os.getpid())]
-    del batches
-    return max(private)
-
-
 def main() -> None:
     """Measure all in one run."""
     import torch
+    from loader import rate
+    from memory import largest_private
     from record import record
 
     from medcls.preparation import prepare_folder
@@ -146,9 +122,9 @@ def main() -> None:
         cache = prepare_folder(data, Path(place) / "c.h5", workers=2)
         for colour in (False, True):
             for workers in (1, 2):
-                value = rate(ours(cache, workers, colour), 60)
+                value = rate(ours(cache, workers, colour), BATCH, 60)
                 for name, batches in peers(folder, workers, colour).items():
-                    peer = rate(batches, 30)
+                    peer = rate(batches, BATCH, 30)
                     what = f"{'crop, flips, colours' if colour else 'crop, flips'}, {workers} workers"
                     record("image_loader", what, value, "images/s", peer=name, peer_value=peer, ratio=value / peer,
                            target=">= 1.5", conditions=f"{words}, batch {BATCH}, {SIZE} pixels", packages=packages,
@@ -158,8 +134,9 @@ def main() -> None:
                conditions="new process, file dropped from the page cache", packages=("h5py",),
                keep=options.record)  # fmt: skip
         for workers in (1, 2):
-            record("image_loader", f"private memory of a worker, {workers} workers", worker_private(cache, workers),
-                   "MB", target="<= 250", conditions=words, packages=packages, keep=options.record)  # fmt: skip
+            value = largest_private(ours(cache, workers, True), 20)
+            record("image_loader", f"private memory of a worker, {workers} workers", value, "MB", target="<= 250",
+                   conditions=words, packages=packages, keep=options.record)  # fmt: skip
 
 
 if __name__ == "__main__":

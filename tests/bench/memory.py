@@ -82,30 +82,25 @@ def prepare(data: Path, place: Path, cases: int, workers: int, measure: bool) ->
     return spent, peak.stop() if measure else 0.0
 
 
-def worker_private(cache: Any, workers: int) -> float:
-    """Largest private memory in MB of one loader process at crop 128^3, after ten batches.
+def largest_private(batches: Any, count: int) -> float:
+    """Largest private memory in MB of one process of a loader, after `count` batches.
 
     Dirty pages only: clean ones are the cache file's, which every process shares and the system may drop.
     """
     import os
 
-    from loader import ours
-
-    from medseg.augment import Augment
-
-    batches = ours(cache, Augment(rotate=0.2), 128, workers, 1)
-    for _ in range(10):
+    for _ in range(count):
         next(batches)
-    private = [megabytes(pid, ("Private_Dirty:",)) for pid in family(os.getpid())]
-    del batches
-    return max(private)
+    return max(megabytes(pid, ("Private_Dirty:",)) for pid in family(os.getpid()))
 
 
 def main() -> None:
     """Measure all in one run."""
     import volumes
+    from loader import ours
     from record import record
 
+    from medseg.augment import Augment
     from medtrain.cache import Cache
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -128,7 +123,8 @@ def main() -> None:
                keep=options.record)  # fmt: skip
         cache = Cache(place / "c24-1-False.h5")
         for workers in (1, 2, 4):
-            record("loader", f"private memory of a worker, {workers} workers", worker_private(cache, workers), "MB",
+            value = largest_private(ours(cache, Augment(rotate=0.2), 128, workers, 1), 10)
+            record("loader", f"private memory of a worker, {workers} workers", value, "MB",
                    target="<= 250", conditions=f"{words}, crop 128^3, batch 2", packages=packages,
                    keep=options.record)  # fmt: skip
 

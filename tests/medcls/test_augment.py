@@ -39,24 +39,16 @@ def loader_of(source: ImageSource, **options: object) -> ImageLoader:
     return ImageLoader(source, **chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", CASES)
-def test_dali_equals_pillow_and_numpy(image_cache: Path, name: str) -> None:
-    check(image_cache, *CASES[name], torch.device("cpu"))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", CASES)
-def test_dali_on_a_gpu_equals_pillow_and_numpy(image_cache: Path, name: str) -> None:
-    if not torch.cuda.is_available():
+def test_dali_equals_pillow_and_numpy(image_cache: Path, name: str, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     augment, tolerance = CASES[name]
-    check(image_cache, augment, tolerance + 1.5, torch.device("cuda", 0))  # nvJPEG rounds differently
-
-
-def check(path: Path, augment: Augment, tolerance: float, device: torch.device) -> None:
-    cache = ImageCache(path)
-    source = source_of(path, augment, Stream(3, len(cache.ids), 4))
-    loader = loader_of(source, device=device)
+    tolerance += 1.5 if device == "cuda" else 0  # nvJPEG rounds differently
+    cache = ImageCache(image_cache)
+    source = source_of(image_cache, augment, Stream(3, len(cache.ids), 4))
+    loader = loader_of(source, device=torch.device(device))
     for _ in range(4):
         batch = next(loader)
         for n in range(4):

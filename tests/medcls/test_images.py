@@ -111,8 +111,8 @@ def test_16_bits_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "cannot identify"),
-        (b"not an image", "cannot identify"),
+        (b"", "empty file"),
+        (b"some text", "not an image"),
         (encode(picture(300, 300), "JPEG")[:-900], "truncated"),
         (encode(picture(300, 300))[:-400], "truncated"),
         (encode(picture(), "JPEG")[:60], ""),

@@ -35,7 +35,7 @@ def test_files_get_the_probabilities_of_the_rows(runs: list[Path], pictures: Pat
     assert run_main("predict", "--members", runs[0], "--image", pictures, "--out", out) == 0
     found = table(out)
     assert len(found) == 101  # the truth file is no image, and says so
-    assert "cannot identify" in found["phantom_truth.csv"]["note"]
+    assert found["phantom_truth.csv"]["note"] == "not an image"
     for row in read_rows(runs[0] / "cases.csv"):
         line = found[row.case]
         assert float(line["p:oral_scc"]) == pytest.approx(row.scores["p:oral_scc"], abs=2e-6)
@@ -63,6 +63,7 @@ def test_refusals(runs: list[Path], pictures: Path, tmp_path: Path, capsys: pyte
         ([runs[0], runs[2]], one, out, "knows other classes"),
         (runs[:1], tmp_path / "empty", out, "holds no file"),
         (runs[:1], tmp_path / "absent", out, "is not there"),
+        (runs[:1], pictures / "phantom_truth.csv", out, "nor any other file there"),
     ]:
         assert run_main("predict", "--members", *members, "--image", image, "--out", target) == 2
         assert words in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_bad_files_are_named_counted_and_never_in_the_cache(
     assert cache.facts["files"] == 103
     listing = (tmp_path / "c.h5.set_aside.csv").read_text()
     assert listing.count("\n") == 4
-    assert "notes.txt,cannot identify" in listing
+    assert "notes.txt,not an image" in listing
     assert {Path(path).name for path, _ in cache.facts["bad"]} == {"oral_scc_0003.jpg", "notes.txt", "empty.png"}
     assert cache.facts["conflicts"] == [["Oral Cancer/oral_normal/same.jpg", "Oral Cancer/oral_scc/oral_scc_0005.jpg"]]
 
@@ -124,7 +124,9 @@ def test_strict_stops(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_class_of_bad_files_only_is_refused(folder: Path, tmp_path: Path) -> None:
     for path in (folder / "Oral Cancer" / "oral_scc").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(UserError, match="oral_scc holds no image that can be read"):
+    with pytest.raises(
+        UserError, match=r"Oral Cancer/oral_scc holds no image that can be read \(oral_scc_0001.jpg: not an image\)"
+    ):
         prepare_folder(folder, tmp_path / "c.h5")
 
 

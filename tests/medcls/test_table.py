@@ -12,7 +12,9 @@ from matplotlib.image import imread
 
 from medcls import door, metrics, table
 from medcls.baseline import NAME, histogram_probs
-from medcls.recipes import ClsRecipe, slug
+from medcls.folders import PUBLISHED
+from medcls.published import read_published
+from medcls.recipes import ALL_CANCERS, ClsRecipe, slug
 from medcls.task import make_split, select
 from medtrain.ensemble import log_loss_weights
 from medtrain.errors import UserError
@@ -161,6 +163,12 @@ def test_published_numbers_stand_only_beside_the_same_kind_of_split(
     write_text(place / "published.csv", "cancer,accuracy\nOral Cancer,high\n")
     with pytest.raises(UserError, match="needs the columns"):
         table.finish(place, cache, members)
+
+
+def test_the_known_published_number_is_of_every_class(tmp_path: Path) -> None:
+    known = read_published(tmp_path / "none.csv")
+    assert {p.cancer for p in known} <= {ALL_CANCERS, *PUBLISHED}
+    assert all(0 < p.accuracy <= 1 and p.split in ("group", "random") and p.source for p in known)
 
 
 def test_the_baseline_sees_colours_only() -> None:

@@ -67,3 +67,13 @@ def test_train(
     assert "checkpoint" in error
     assert checkpoint.load(out / checkpoint.LAST)["step"] >= 1
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_prepare_images(pictures: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    disk = small_disk(1500)
+    assert run_main("prepare", "multicancer", "--data", pictures, "--out", disk / "c.h5", "--workers", 1) == 2
+    error = capsys.readouterr().err
+    assert f"no space left while writing {disk}" in error
+    assert "Traceback" not in error
+    assert not (disk / "c.h5").exists()
+    assert [path.name for path in disk.rglob(".*")] == []
