@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError, exit_code
+from medtrain.processes import end_on_signals
 
 
 def brats(options: argparse.Namespace) -> int:
@@ -166,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--workers", **workers)
     command.set_defaults(run=phantom_images)
     options = parser.parse_args(argv)
+    end_on_signals()
     return options.run(options)
 
 

@@ -11,11 +11,8 @@ from medcls.task import choose_cancer, make_split, select
 from medtrain.errors import UserError
 from medtrain.image_cache import ImageCache
 
-HEAD = (
-    "cancer", "images", "in groups of near-duplicates", "test images, group split",
-    "with a near-duplicate in training, group split", "test images, random split",
-    "with a near-duplicate in training, random split",
-)  # fmt: skip
+HEAD = ("cancer", "images", "having a near-duplicate", "group split: test", "with a copy in training",
+        "random split: test", "with a copy in training, random")  # fmt: skip
 
 
 def audit_lines(cache: ImageCache, parts: Sequence[ImageData]) -> list[list[object]]:

@@ -207,18 +207,17 @@ def _colour(member: str) -> str:
 def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[Sequence[object]],
                     foot: Sequence[str]) -> None:  # fmt: skip
     members = list(dict.fromkeys(line.member for table in tables for line in table.lines))
-    head = ["cancer", "test images", "split", "duplicates across", *members]
-    lines, long = [], [["cancer", "member", *HEAD[1:]]]
-    for table in tables:
-        found = {line.member: line for line in table.lines}
-        images = max((len(line.rows) for line in table.lines), default=0)
-        scores = [found[m].scores if m in found else {} for m in members]
-        cells = [f"{s['accuracy']:.3f}" if s else "–" for s in scores]
-        lines.append([table.cancer, images, table.split, table.leaked, *cells])
-        long += [[table.cancer, *_cells(line, table)] for line in table.lines]
+    head = ["accuracy on test images", *(table.cancer for table in tables)]
+    found = [{line.member: line.scores for line in table.lines} for table in tables]
+    lines = [[m, *(f"{f[m]['accuracy']:.3f}" if f.get(m) else "–" for f in found)] for m in members]
+    lines.append(["test images", *(str(max(len(line.rows) for line in table.lines)) for table in tables)])
+    lines.append(["with a near-duplicate in training", *(str(table.leaked) for table in tables)])
+    long = [["cancer", "member", *HEAD[1:]]]
+    long += [[table.cancer, *_cells(line, table)] for table in tables for line in table.lines]
+    splits = ", ".join(dict.fromkeys(table.split for table in tables))
     rules = (
-        "Accuracy on test images; each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
-        "weights come from validation images."
+        f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble weights come from validation "
+        "images."
     )
     failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]

@@ -103,7 +103,7 @@ def test_bad_files_are_named_counted_and_never_in_the_cache(
     for name in ("oral_scc_0003.jpg", "notes.txt", "empty.png"):
         assert f"set aside: Oral Cancer/oral_scc/{name}" in printed.err
     assert "same image under several classes: Oral Cancer/oral_normal/same.jpg" in printed.err
-    assert "with a near-duplicate in training" in printed.out
+    assert "with a copy in training" in printed.out
     cache = ImageCache(tmp_path / "c.h5")
     assert len(cache.ids) == 100  # 103 files, three set aside
     assert cache.facts["files"] == 103

@@ -116,8 +116,11 @@ def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]])
     place, cache, members = sweep
     table.finish(place, cache, members)
     overview = (place / "table.md").read_text()
-    assert overview.count("| Brain Cancer |") == 2  # scores, audit
-    assert "with a near-duplicate in training" in overview
+    assert overview.splitlines()[0].split("|")[2].strip() == "Brain Cancer"
+    good = next(line for line in overview.splitlines() if line.startswith("| good "))
+    scores = {line["cancer"]: line["accuracy"] for line in read(place / "table.csv") if line["member"] == "good"}
+    assert [cell.strip() for cell in good.split("|")[2:-1]] == [scores["Brain Cancer"], scores["Oral Cancer"]]
+    assert "with a copy in training" in overview  # the audit
     long = read(place / "table.csv")
     assert {line["cancer"] for line in long} == {"Brain Cancer", "Oral Cancer"}
     assert len(long) == 2 * (2 + 3 + 1)

@@ -49,4 +49,4 @@ def test_multicancer_sh_beats_the_baseline(tmp_path: Path) -> None:
         assert scores["Ensemble, accuracy weights"] > scores["baseline (colour histogram)"] + 0.1, scores
         assert scores["Ensemble, accuracy weights"] >= 0.7, scores
         assert all(line["duplicates across"] == "0" for line in lines)
-    assert "with a near-duplicate in training" in printed
+    assert "with a copy in training" in printed
