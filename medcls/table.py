@@ -216,8 +216,8 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
     long += [[table.cancer, *_cells(line, table)] for table in tables for line in table.lines]
     splits = ", ".join(dict.fromkeys(table.split for table in tables))
     rules = (
-        f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble weights come from validation "
-        "images."
+        f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
+        "weights come from validation images."
     )
     failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]
