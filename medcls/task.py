@@ -143,13 +143,16 @@ class ClsTask:
     def _loader(self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device) -> ImageLoader:
         recipe = self.recipe
         augment = recipe.augment if stream else Augment(flip=0.0)
+        in_workers = stream is not None and device.type == "cpu"
         source = ImageSource(
             cache=str(self.cache.path), images=np.array([self._index[case] for case in cases], np.int64),
             targets=np.array([self._target[case] for case in cases], np.int64), augment=augment, stream=stream,
+            size=recipe.data.size if in_workers else 0,
         )  # fmt: skip
         return ImageLoader(
             source, batch=batch, size=recipe.data.size, operations=augment.operations, mean=self.mean, std=self.std,
-            workers=recipe.train.workers if stream else 0, threads=max(1, recipe.train.workers), device=device,
+            decoded=in_workers, workers=recipe.train.workers if stream else 0,
+            threads=max(1, recipe.train.workers), device=device,
         )  # fmt: skip
 
     def judged(self) -> list[tuple[str, tuple[str, ...]]]:

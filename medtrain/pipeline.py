@@ -219,8 +219,8 @@ class ImageLoader:
     """Endless iterator of `ImageBatch`es: a source gives encoded bytes and rows (see `medcls.augment.ImageSource`),
     DALI decodes the wanted part, resizes it to `size` pixels square, flips and turns it, and normalises.
 
-    `mean` and `std` are of pixels in 0..1. A CUDA device decodes with nvJPEG there. Errors of a source's worker or of
-    decoding come out of `next` as RuntimeError.
+    With `decoded` the source gives (size,size,3) pixels instead. `mean` and `std` are of pixels in 0..1. A CUDA device
+    decodes with nvJPEG there. Errors of a source's worker or of decoding come out of `next` as RuntimeError.
     """
 
     def __init__(
@@ -232,13 +232,14 @@ class ImageLoader:
         operations: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
+        decoded: bool = False,
         workers: int = 1,
         threads: int = 1,
         device: torch.device | None = None,
     ):
         _check_dali()
         pipe = _image_pipeline(
-            source=source, size=size, operations=frozenset(operations), mean=[255 * m for m in mean],
+            source=source, size=size, decoded=decoded, operations=frozenset(operations), mean=[255 * m for m in mean],
             std=[255 * s for s in std], **_options(batch, workers, threads, device),
         )  # fmt: skip
         self._iterator = _endless(pipe, ["image", "target", "row", "key"])
@@ -252,8 +253,8 @@ class ImageLoader:
         return ImageBatch(out["image"], out["target"][:, 0], mix, out["key"].cpu())
 
 
-def _image_pipeline(source: Any, size: int, operations: frozenset[str], mean: list[float], std: list[float], gpu: bool,
-                    parallel: bool, **options: Any) -> Any:  # fmt: skip
+def _image_pipeline(source: Any, size: int, decoded: bool, operations: frozenset[str], mean: list[float],
+                    std: list[float], gpu: bool, parallel: bool, **options: Any) -> Any:  # fmt: skip
     from nvidia.dali import fn, pipeline_def, types
 
     at = rows.image_layout()
@@ -261,16 +262,18 @@ def _image_pipeline(source: Any, size: int, operations: frozenset[str], mean: li
 
     @pipeline_def(enable_conditionals=True, **options)
     def build() -> Any:
-        encoded, row, target, key = fn.external_source(
-            source=source, num_outputs=4, batch=False, parallel=parallel,
-            dtype=[types.UINT8, types.FLOAT, types.INT64, types.INT64], ndim=[1, 1, 1, 1], **queue,
+        image, row, target, key = fn.external_source(
+            source=source, num_outputs=4, batch=False, parallel=parallel, layout=["HWC" if decoded else "", "", "", ""],
+            dtype=[types.UINT8, types.FLOAT, types.INT64, types.INT64], ndim=[3 if decoded else 1, 1, 1, 1], **queue,
         )  # fmt: skip
-        roi = fn.cast(row[at["roi"].start : at["roi"].stop], dtype=types.INT32)
-        image = fn.decoders.image_slice(
-            encoded, start=roi[0:2], shape=roi[2:4], axes=[0, 1], device="mixed" if gpu else "cpu",
-            output_type=types.RGB, jpeg_fancy_upsampling=True,
-        )  # fmt: skip
-        image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+        if not decoded:
+            roi = fn.cast(row[at["roi"].start : at["roi"].stop], dtype=types.INT32)
+            image = fn.decoders.image_slice(
+                image, start=roi[0:2], shape=roi[2:4], axes=[0, 1], device="mixed" if gpu else "cpu",
+                output_type=types.RGB, jpeg_fancy_upsampling=True,
+            )  # fmt: skip
+            image = fn.resize(image, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+        image = image.gpu() if gpu else image
         image = _turned(image, row, at, size, operations)
         image = fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
         return image, target, row, key
@@ -281,6 +284,7 @@ def _image_pipeline(source: Any, size: int, operations: frozenset[str], mean: li
 def _turned(image: Any, row: Any, at: Any, size: int, operations: frozenset[str]) -> Any:
     """Turn, rotation, flips and colours of a resized image."""
     from nvidia.dali import fn, types
+    from nvidia.dali import math as dmath
 
     # nested, not joined by `and`: DALI's conditionals would take the plain boolean for a part of the graph
     if "turn" in operations:  # noqa: SIM102
@@ -294,5 +298,8 @@ def _turned(image: Any, row: Any, at: Any, size: int, operations: frozenset[str]
         image = fn.flip(image, vertical=up, horizontal=left)
     if "colour" in operations:
         brightness, contrast, saturation = (row[at["colour"].start + n] for n in range(3))
-        image = fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation)
+        # left out where all are 1, as when the source has applied them
+        change = dmath.abs(brightness - 1) + dmath.abs(contrast - 1) + dmath.abs(saturation - 1)
+        if change > 0:
+            image = fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation)
     return image

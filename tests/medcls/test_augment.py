@@ -28,26 +28,27 @@ CASES = {
 }
 
 
-def source_of(path: Path, augment: Augment, stream: Stream | None) -> ImageSource:
+def source_of(path: Path, augment: Augment, stream: Stream | None, size: int = 0) -> ImageSource:
     cache = ImageCache(path)
-    return ImageSource(str(path), np.arange(len(cache.ids)), cache.target.astype(np.int64), augment, stream)
+    return ImageSource(str(path), np.arange(len(cache.ids)), cache.target.astype(np.int64), augment, stream, size)
 
 
 def loader_of(source: ImageSource, **options: object) -> ImageLoader:
     chosen = {"batch": 4, "size": 48, "operations": source.augment.operations, "mean": (0,) * 3, "std": (1 / 255,) * 3,
-              "workers": 0, **options}  # fmt: skip
+              "workers": 0, "decoded": bool(source.size), **options}  # fmt: skip
     return ImageLoader(source, **chosen)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("device", "size"), [("cpu", 48), ("cpu", 0), pytest.param("cuda", 0, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", CASES)
-def test_dali_equals_pillow_and_numpy(image_cache: Path, name: str, device: str) -> None:
+def test_workers_and_dali_equal_pillow_and_numpy(image_cache: Path, name: str, device: str, size: int) -> None:
+    # size: the source decodes; 0: DALI does
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     augment, tolerance = CASES[name]
     tolerance += 1.5 if device == "cuda" else 0  # nvJPEG rounds differently
     cache = ImageCache(image_cache)
-    source = source_of(image_cache, augment, Stream(3, len(cache.ids), 4))
+    source = source_of(image_cache, augment, Stream(3, len(cache.ids), 4), size)
     loader = loader_of(source, device=torch.device(device))
     for _ in range(4):
         batch = next(loader)
@@ -73,10 +74,10 @@ def test_evaluation_sees_every_image_whole_and_in_order(image_cache: Path) -> No
 
 @pytest.mark.distributed
 def test_workers_and_ranks_change_no_sample(image_cache: Path) -> None:
-    alone = loader_of(source_of(image_cache, FULL, Stream(1, 100, 8)), batch=8)
+    alone = loader_of(source_of(image_cache, FULL, Stream(1, 100, 8), 48), batch=8)
     first = next(alone)
     for rank in range(2):
-        source = source_of(image_cache, FULL, Stream(1, 100, 8, world=2, rank=rank))
+        source = source_of(image_cache, FULL, Stream(1, 100, 8, world=2, rank=rank), 48)
         half = next(loader_of(source, batch=4, workers=1))
         part = slice(4 * rank, 4 * rank + 4)
         assert torch.equal(half.key_B2, first.key_B2[part])

@@ -12,6 +12,7 @@ from medcls import images
 from medcls.augment import whole
 from medcls.duplicates import near_pairs
 from medcls.phantom import make_image
+from medcls.pixels import decoded
 from medtrain.pipeline import ImageLoader
 
 
@@ -47,6 +48,11 @@ def decoded_by_dali(made: images.Examined, device: str) -> np.ndarray:
     loader = ImageLoader(source, batch=1, size=32, operations=(), mean=(0,) * 3, std=(1 / 255,) * 3, workers=0,
                          device=torch.device(device))  # fmt: skip
     return next(loader).image_BCHW[0].permute(1, 2, 0).cpu().numpy()
+
+
+def decoded_by_a_worker(made: images.Examined) -> np.ndarray:
+    """The stored bytes as a CPU's training sees them, resized to 32 pixels."""
+    return decoded(np.frombuffer(made.encoded, np.uint8), (0, 0, *made.size), 32).astype(np.float32)
 
 
 KEPT: dict[str, Callable[[], bytes]] = {
@@ -86,6 +92,7 @@ def test_common_files_are_kept_byte_by_byte_and_dali_sees_what_pillow_sees(name:
     assert made.size == (upright.height, upright.width)
     resized = np.asarray(upright.resize((32, 32), Image.Resampling.BILINEAR), np.float32)
     assert np.abs(decoded_by_dali(made, device) - resized).mean() < (1.0 if device == "cpu" else 2.5)
+    assert np.abs(decoded_by_a_worker(made) - resized).max() <= 1
 
 
 @pytest.mark.parametrize("name", CONVERTED)
@@ -98,6 +105,12 @@ def test_odd_files_become_png_and_say_why(name: str) -> None:
     assert max(made.size) <= 4096
     resized = np.asarray(stored.resize((32, 32), Image.Resampling.BILINEAR), np.float32)
     assert np.abs(decoded_by_dali(made, "cpu") - resized).mean() < 1.0
+    assert np.abs(decoded_by_a_worker(made) - resized).max() <= 1
+
+
+def test_a_worker_says_that_bytes_are_no_image() -> None:
+    with pytest.raises(ValueError, match="no image"):
+        decoded(np.zeros(50, np.uint8), (0, 0, 1, 1), 8)
 
 
 def test_16_bits_keep_their_order() -> None:
