@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch.jobs import FinishJob
-from medtrain.errors import UserError, exit_code
+from medlaunch.plan import read_plan
+from medtrain.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path, help="folder that launch/sweep.py wrote")
     parser.add_argument("--weights", choices=("equal", "validation"), default="equal")
     options = parser.parse_args(argv)
-    if not (options.sweep / "plan.json").is_file():
-        raise UserError(f"{options.sweep} is not a sweep folder (no plan.json): name what launch/sweep.py wrote.")
+    read_plan(options.sweep)
     missing = FinishJob(str(options.sweep), options.weights)()
     print((options.sweep / "table.md").read_text(encoding="utf-8"))
     return 3 if missing else 0

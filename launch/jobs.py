@@ -3,53 +3,199 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medslurm.job import ThisJob
+
+STUCK = 3
 
 
 @dataclass
-class TrainJob:
-    """Train one member, on every process of the job."""
+class PrepareJob:
+    """Make a sweep's cache as plan.json asks for it; leaves prepared.json, or prepare_failed.json with the reason."""
 
-    recipe: str  # JSON
-    cache: str
-    out: str
+    sweep: str
 
-    def __call__(self) -> dict[str, Any]:
-        import submitit
-
-        from medlaunch.options import read_recipe
-        from medlaunch.train import run
-        from medtrain.errors import UserError
+    def __call__(self) -> None:
+        from medlaunch.options import DOORS
+        from medlaunch.plan import read_plan, read_recipes, read_request
+        from medslurm.job import restart_on_warning, this_job
         from medtrain.files import write_json
 
-        if submitit.JobEnvironment().num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        failed = Path(self.out) / "failed.json"
+        sweep = Path(self.sweep)
+        job = this_job()
+        if job:
+            restart_on_warning(job)
+        failed = sweep / "prepare_failed.json"
         try:
             failed.unlink(missing_ok=True)
-            return run(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), Path(self.out))
+            plan = read_plan(sweep)
+            asked = read_request(plan)
+            how = SimpleNamespace(workers=len(os.sched_getaffinity(0)), label_map=asked.label_map, strict=asked.strict)
+            door = DOORS[plan["task"]]
+            cache = door.prepare(Path(asked.data), sweep, read_recipes(plan, sweep), how)
+            write_json(sweep / "prepared.json", {"fingerprint": door.open_cache(cache).fingerprint})
         except Exception as error:
-            if os.environ.get("RANK", "0") == "0":
-                text = str(error).splitlines()[0] if str(error) else ""
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                write_json(failed, {"status": "failed", "reason": f"{kind}{text}"[:300]})
+            where = f" (on {job.node})" if job else ""
+            write_json(failed, {"status": "failed", "reason": reason_of(error) + where, "user": is_users(error)})
             raise
 
 
 @dataclass
+class TrainJob:
+    """Train one member, on every process of the job. On SLURM it saves and is requeued when it is warned."""
+
+    recipe: str  # JSON
+    cache: str
+    out: str
+    signal_s: int = 120
+
+    def __call__(self) -> dict[str, Any]:
+        from medslurm.job import this_job
+
+        job = this_job()
+        if job:
+            return self._on_slurm(job)
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        return self._train()
+
+    def _train(self, stop: Any = None) -> dict[str, Any]:
+        from medlaunch.options import read_recipe
+        from medlaunch.train import run
+        from medtrain.errors import Stopped
+
+        failed = Path(self.out) / "failed.json"
+        try:
+            failed.unlink(missing_ok=True)
+            return run(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), Path(self.out), stop)
+        except Stopped:
+            raise
+        except Exception as error:
+            if stop is None or not stop():  # what breaks while the job is being taken away is no fault of the member
+                note_failure(failed, error)
+            raise
+
+    def _on_slurm(self, job: "ThisJob") -> dict[str, Any]:
+        from medslurm.job import Warned, patience
+        from medtrain.errors import Stopped
+        from medtrain.files import read_json
+
+        out = Path(self.out)
+        done = out / "done.json"
+        if done.is_file():  # requeued after its last word
+            return read_json(done)
+        warned = Warned(job, patience(self.signal_s), stuck=lambda: note_stuck(out))
+        job.export_ranks()
+        if job.world > 1:
+            os.environ["MEDTRAIN_RENDEZVOUS"] = str(out / f".meet-{job.raw}-{job.restarts}")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        shown = devices.split(",")
+        own = shown[job.local_rank if job.local_rank < len(shown) else 0] or "none"
+        print(f"rank {job.rank} of {job.world} on {job.node}: GPU {own} of CUDA_VISIBLE_DEVICES={devices}", flush=True)
+        if job.is_main:
+            note_start(out, job)
+        try:
+            return self._train(warned)
+        except Exception as error:
+            if isinstance(error, Stopped) or warned():
+                job.leave(warned.told)
+            raise
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    from medtrain.errors import UserError
+
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"{'' if is_users(error) and isinstance(error, UserError) else type(error).__name__ + ': '}{text}"[:300]
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether what the user gave is wrong, rather than this program."""
+    from medtrain.errors import UserError
+
+    return isinstance(error, UserError)
+
+
+def note_failure(path: Path, error: Exception) -> None:
+    """Write failed.json, unless another rank was first: the later ones only lost their partner."""
+    from medtrain.files import write_json
+
+    rank = int(os.environ.get("RANK", "0"))
+    if not path.exists():
+        told = f"rank {rank}: " if rank else ""
+        write_json(path, {"status": "failed", "reason": f"{told}{reason_of(error)}"})
+
+
+def note_start(out: Path, job: "ThisJob") -> None:
+    """Write job.json; raises UserError where the last starts, cut by time limits, did not get one step further."""
+    import time
+
+    from medslurm.submit import log_of
+    from medtrain.errors import UserError
+    from medtrain.files import read_json, write_json
+
+    path = out / "job.json"
+    before: dict[str, Any] = read_json(path) if path.is_file() else {"starts": 0}
+    stuck = before.get("stuck", [])
+    write_json(path, {
+        "job": job.name, "nodes": list(job.nodes), "starts": before["starts"] + 1, "stuck": stuck,
+        "log": str(log_of(out.parent / "jobs", job.name)), "started": time.time(),
+    })  # fmt: skip
+    if len(stuck) >= STUCK and len(set(stuck[-STUCK:])) == 1:
+        write_json(path, {**read_json(path), "stuck": []})
+        error = UserError(
+            f"no step was made after step {stuck[-1]} in {STUCK} whole times: give a longer --time, or less work a "
+            "step (data.crop, train.batch)."
+        )
+        note_failure(out / "failed.json", error)
+        raise error
+
+
+def note_stuck(out: Path) -> None:
+    """Remember in job.json at which step the job was when it could not reach another one in time."""
+    from medtrain.files import read_json, write_json
+
+    told = read_json(out / "status.json") if (out / "status.json").is_file() else {"step": 0, "phase": "train"}
+    path = out / "job.json"
+    about = read_json(path)
+    write_json(path, {**about, "stuck": [*about.get("stuck", []), told["step"]][-STUCK:]})
+
+
+@dataclass
 class FinishJob:
-    """Make ensemble, tables and figures of a sweep folder; returns how many members are missing."""
+    """Make ensemble, tables and figures of a sweep folder; returns how many members are missing, and leaves
+    finish.json.
+    """
 
     sweep: str
     weights: str
 
     def __call__(self) -> int:
         from medlaunch.options import DOORS
-        from medtrain.errors import UserError
-        from medtrain.files import read_json
+        from medlaunch.plan import read_plan
+        from medlaunch.report import settle
+        from medslurm.job import restart_on_warning, this_job
+        from medtrain.files import write_json
 
         sweep = Path(self.sweep)
-        plan = read_json(sweep / "plan.json")
-        if plan.get("task") not in DOORS:
-            raise UserError(f"{sweep / 'plan.json'} is of another version of this program: run the sweep again.")
-        return DOORS[plan["task"]].finish(sweep, plan, self.weights)
+        job = this_job()
+        about = {"job": job.name if job else ""}
+        if job:
+            restart_on_warning(job)
+        try:
+            plan = read_plan(sweep)
+            if job:
+                settle(sweep, plan)
+            missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
+            write_json(sweep / "finish.json", {**about, "status": "done", "missing": missing})
+            return missing
+        except Exception as error:
+            told = {"status": "failed", "reason": reason_of(error), "user": is_users(error)}
+            write_json(sweep / "finish.json", {**about, **told})
+            raise

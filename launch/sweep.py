@@ -1,10 +1,11 @@
 """Plan and run a whole sweep: prepare, every member, then ensemble and tables.
 
-`python launch/sweep.py brats --data DIR --out DIR` on this machine. A second call goes on where the first ended.
+`sweep.py brats --data DIR --out DIR` on this machine; a second call goes on where the first ended.
+`sweep.py brats --data DIR --out DIR --cluster NAME` submits it to SLURM, `sweep.py --resume DIR` what is missing of it;
+`sweep.py cancel DIR` cancels what waits or runs, `status.py DIR` shows where it stands.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,23 +13,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from medlaunch import remote
+from medlaunch.follow import show_table
 from medlaunch.jobs import FinishJob, TrainJob
-from medlaunch.options import find_recipe, find_sweep, sweep_names
+from medlaunch.options import find_sweep, sweep_names
+from medlaunch.plan import Request, make_plan, write_plan
+from medlaunch.report import read_jobs
 from medlaunch.train import open_run
-from medslurm.submit import follow_locally
+from medslurm import commands
+from medslurm.local import follow_locally
 from medtrain.errors import UserError, exit_code
 from medtrain.files import write_json
+from medtrain.lock import locked
 from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
-
-
-def plan(door: ModuleType, recipes: Sequence[Recipe], cache: Path) -> dict[str, Any]:
-    """The sweep as a value: one folder a member, named by recipe and signature."""
-    members = [
-        {"recipe": r.name, "folder": door.folder(r), "signature": r.signature, "settings": json.loads(r.to_json())}
-        for r in recipes
-    ]
-    return {"task": door.TASK, "cache": cache.name, "members": members}
 
 
 def check(door: ModuleType, recipes: Sequence[Recipe], cache: Any, processes: int, weights: str) -> None:
@@ -45,44 +43,101 @@ def check(door: ModuleType, recipes: Sequence[Recipe], cache: Any, processes: in
         door.check(recipe, cache, weights)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", help=f"one of {', '.join(sweep_names())}")
-    parser.add_argument("--data", type=Path, required=True, help="MSD or BraTS folder, or Multi Cancer folder")
-    parser.add_argument("--out", type=Path, required=True, help="sweep folder; one found there goes on")
+    parser.add_argument("sweep", nargs="?", help=f"one of {', '.join(sweep_names())}")
+    parser.add_argument("--data", type=Path, help="MSD or BraTS folder, or Multi Cancer folder")
+    parser.add_argument("--out", type=Path, help="sweep folder; one found there goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override in every recipe")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these of the sweep's models")
+    parser.add_argument("--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe")
+    parser.add_argument("--folds", type=int, default=0, help="of scans: cross-validation with so many folds")
     parser.add_argument("--label-map", default="auto", help="of scans: auto, msd, legacy, brats18 or brats23")
     parser.add_argument("--strict", action="store_true", help="stop at an image that can not be read")
-    parser.add_argument("--cancers", nargs="+", metavar="NAME", help="of images: only these (default: all)")
+    parser.add_argument("--cancers", nargs="+", default=[], metavar="NAME", help="of images: only these (default: all)")
     parser.add_argument("--weights", choices=("equal", "validation"), default="equal", help="of the scans' ensemble")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare")
-    parser.add_argument("--processes", type=int, default=1, help="processes that train a member (GPUs of this machine)")
-    options = parser.parse_args(argv)
+    parser.add_argument("--processes", type=int, default=1, help="processes that train a member on a node, one a GPU")
+    cluster = parser.add_argument_group("on a cluster")
+    cluster.add_argument("--cluster", default="", metavar="NAME", help='of the cluster file; "here" inside a batch job')
+    cluster.add_argument("--cluster-file", default="", metavar="FILE", help="default: ~/.config/medtrain/clusters.toml")
+    cluster.add_argument("--nodes", type=int, default=1, help="nodes that train a member")
+    cluster.add_argument("--time", default="", help="wall time of a member (default: the cluster's)")
+    cluster.add_argument("--throttle", type=int, default=0, help="members of an array that run at once (default: all)")
+    cluster.add_argument("--max-gpu-hours", type=float, help="refuse a plan that may take more")
+    cluster.add_argument("--dry-run", action="store_true", help="print the plan and sbatch's scripts, submit nothing")
+    cluster.add_argument("--resume", type=Path, metavar="DIR", help="submit what is missing in a sweep folder")
+    cluster.add_argument("--follow", action="store_true", help="wait for the end and print the table")
+    cluster.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="how often to look")
+    return parser.parse_args(argv)
+
+
+def request_of(options: argparse.Namespace) -> Request | None:
+    """What was typed, or None where --resume says all; raises UserError for what does not go together."""
+    for name, least in (("processes", 1), ("nodes", 1), ("throttle", 0), ("workers", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: give at least {least}.")
+    if not options.every > 0:
+        raise UserError(f"--every {options.every:g}: give seconds above 0.")
+    if options.resume and not options.sweep and not options.cluster:
+        return None
+    if not options.resume and not (options.sweep and options.data and options.out):
+        raise UserError("a sweep needs its name, --data and --out: see --help; or --resume DIR goes on with one.")
+    asked = {name: getattr(options, name) for name in (
+        "seeds", "folds", "label_map", "strict", "weights", "workers", "processes", "nodes", "cluster", "time",
+        "throttle")}  # fmt: skip
+    file = str(Path(options.cluster_file).absolute()) if options.cluster_file else ""
+    return Request(sweep=options.sweep or "", data=str(options.data.absolute()) if options.data else "",
+                   sets=tuple(options.set), models=tuple(options.models), cancers=tuple(options.cancers),
+                   cluster_file=file, **asked)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
     end_on_signals()
-    door = find_sweep(options.sweep)
-    if options.processes < 1:
-        raise UserError(f"--processes {options.processes}: give at least 1.")
-    recipes = [find_recipe(name).override(options.set) for name in door.SWEEPS[options.sweep]]
-    out = options.out
+    if words[:1] == ["cancel"]:
+        parser = argparse.ArgumentParser(prog="sweep.py cancel", description="Cancel the jobs of a sweep.")
+        parser.add_argument("sweep", type=Path, help="folder of the sweep")
+        return remote.cancel(parser.parse_args(words[1:]).sweep)
+    options = parse(words)
+    request = request_of(options)
+    if options.resume or (request and request.cluster):
+        return remote.run(
+            options.resume or options.out, request, resume=bool(options.resume), dry_run=options.dry_run,
+            max_gpu_hours=options.max_gpu_hours, following=options.follow, every_s=options.every,
+        )  # fmt: skip
+    assert request is not None
+    for name in ("dry_run", "max_gpu_hours", "follow", "time", "throttle"):
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')} belongs to a cluster: add --cluster NAME.")
+    if request.nodes > 1:
+        raise UserError(f"--nodes {request.nodes} belongs to a cluster: add --cluster NAME.")
+    with locked(options.out, "running this sweep"):
+        _refuse_if_submitted(options.out)
+        return run_here(options.out, request)
+
+
+def _refuse_if_submitted(out: Path) -> None:
+    submitted = read_jobs(out)
+    states, _ = commands.states(job.job for job in submitted)
+    live = [job.job for job in submitted if job.job in states and states[job.job].active]
+    if live:
+        raise UserError(f"{out} has jobs on the cluster ({live[0]}): wait, cancel them, or give another --out.")
+
+
+def run_here(out: Path, request: Request) -> int:
+    """Prepare, train the members one after the other on this machine, and finish; returns the exit code."""
+    door = find_sweep(request.sweep)
+    recipes = request.recipes()
     door.check_early(recipes)
-    path = door.prepare(options.data, out, recipes, options)
+    path = door.prepare(Path(request.data), out, recipes, request)
     cache = door.open_cache(path)
-    recipes = door.expand(recipes, cache, options.cancers)
-    check(door, recipes, cache, options.processes, options.weights)
-    planned = plan(door, recipes, path)
-    write_json(out / "plan.json", planned)
-    status = _run(planned, recipes, cache, out, options)
-    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
-    for name, what in door.OUTPUTS.items():
-        print(f"{what + ':':12} {out / name}")
-    print(f"{'curves:':12} tensorboard --logdir {out}")
-    return status
-
-
-def _run(planned: dict[str, Any], recipes: Sequence[Recipe], cache: Any, out: Path,
-         options: argparse.Namespace) -> int:  # fmt: skip
-    """Members one after the other, then the final job; 3 where a member is missing."""
+    recipes = door.expand(recipes, cache, request.cancers)
+    check(door, recipes, cache, request.processes, request.weights)
+    planned = make_plan(request, recipes, path.name)
+    write_plan(out, planned)
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]
         if (run / "done.json").exists():
@@ -90,12 +145,13 @@ def _run(planned: dict[str, Any], recipes: Sequence[Recipe], cache: Any, out: Pa
             print(f"{member['folder']} is done already")
             continue
         job = TrainJob(recipe.to_json(), str(out / planned["cache"]), str(run))
-        outcome = follow_locally(job, out / "jobs", name=member["folder"], processes=options.processes)
+        outcome = follow_locally(job, out / "jobs", name=member["folder"], processes=request.processes)
         if not outcome.ok and not (run / "failed.json").exists():
             write_json(run / "failed.json", {"status": "failed", "reason": outcome.reason})
-    finished = follow_locally(FinishJob(str(out), options.weights), out / "jobs", name="finish", processes=1)
+    finished = follow_locally(FinishJob(str(out), request.weights), out / "jobs", name="finish", processes=1)
     if not finished.ok:
         raise UserError(f"the final job failed ({finished.reason}): see {finished.log}, then run the same command.")
+    show_table(out, planned)
     return 3 if finished.result else 0
 
 

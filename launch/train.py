@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
 
 
-def run(recipe: Recipe, cache: Path, out: Path) -> dict[str, Any]:
-    """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended."""
+def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended.
+
+    Raises `Stopped` at the next step once `stop` says so.
+    """
     import torch
 
     from medtrain import distributed
@@ -26,7 +29,7 @@ def run(recipe: Recipe, cache: Path, out: Path) -> dict[str, Any]:
     try:
         opened = door.open_cache(cache)
         task = door.make_task(recipe, opened)
-        engine = Engine(recipe, task, task.split, out, ranks)
+        engine = Engine(recipe, task, task.split, out, ranks, stop)
         problem = ""
         if ranks.is_main:
             try:
@@ -41,6 +44,7 @@ def run(recipe: Recipe, cache: Path, out: Path) -> dict[str, Any]:
             say_start(recipe, engine, torch.get_num_threads())
         engine.train()
         engine.load_best()
+        engine.tracker.beat(engine.step, engine.epoch, phase="evaluate")
         rows: list[CaseRow] = []
         for part, cases in task.judged():
             judged = engine.evaluate(cases, part, thorough=True)

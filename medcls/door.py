@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcls.folders import Cancers, choose_cancer
 from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
 from medtrain.errors import UserError
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 TASK = "multicancer"
 Recipe = ClsRecipe
 WORDS = "scores"
+HAS_FOLDS = False
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand", "finish",
-           "folder", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["HAS_FOLDS", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+           "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":
@@ -54,14 +56,21 @@ def prepare(data: Path, out: Path, recipes: Sequence[ClsRecipe], options: Any) -
     return prepare_folder(data, out / "cache.h5", workers=options.workers, strict=options.strict)
 
 
-def expand(recipes: Sequence[ClsRecipe], cache: "ImageCache", cancers: Sequence[str] | None) -> list[ClsRecipe]:
-    """The sweep's members: every recipe for every cancer, or for those named; "every" is one classifier of all."""
-    from medcls.task import choose_cancer
+def look(data: Path, label_map: str) -> Cancers:
+    """The cancers of a data folder, without reading an image; raises UserError where it is none."""
+    from medcls.folders import read_folders
 
+    folders = read_folders(data)
+    return Cancers(data, list(dict.fromkeys(cancer for cancer, _ in folders.classes)))
+
+
+def expand(recipes: Sequence[ClsRecipe], source: "ImageCache | Cancers", cancers: Sequence[str]) -> list[ClsRecipe]:
+    """The sweep's members: every recipe for every cancer, or for those named; "every" is one classifier of all."""
     named = {recipe.data.cancer for recipe in recipes} - {""}
     if named and cancers:
         raise UserError("--cancers and --set data.cancer say the same thing: leave one out.")
-    chosen = [choose_cancer(cache, cancer) for cancer in cancers or sorted(named) or cache.cancers]
+    known = source.cancers
+    chosen = [choose_cancer(source, cancer) for cancer in cancers or sorted(named) or known]
     return [replace(r, data=replace(r.data, cancer=c)) for c in dict.fromkeys(chosen) for r in recipes]
 
 

@@ -1,10 +1,13 @@
 """Finds the images: the Multi Cancer layout, the same nested once more, or any folder of class folders."""
 
+import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
 
 # The published layout (Kaggle "Multi Cancer"), in its own order.
@@ -114,3 +117,38 @@ def _utf8(entry: os.DirEntry[str], folder: Path) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{folder} holds a file whose name is not UTF-8 ({entry.name!a}): rename it.") from None
     return entry.name
+
+
+class HasCancers(Protocol):
+    """A cache of images, or what is known of a folder."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def cancers(self) -> list[str]:
+        """What it holds, in the order of the classes."""
+
+
+@dataclass(frozen=True)
+class Cancers:
+    """The cancers of a data folder."""
+
+    path: Path
+    cancers: list[str]
+
+
+def choose_cancer(source: HasCancers, cancer: str) -> str:
+    """The cancer that a recipe means, "every" included; raises UserError with the near ones."""
+    known = source.cancers
+    if cancer == ALL_CANCERS or cancer in known:
+        return cancer
+    if not cancer and len(known) == 1:
+        return known[0]
+    if not cancer:
+        raise UserError(
+            f'{source.path} holds {", ".join(known)}: choose with --set data.cancer="{known[0]}", or every.'
+        )
+    near = difflib.get_close_matches(cancer, known, 2, 0.4) or known
+    raise UserError(f"{source.path} has no cancer {cancer!r}: choose {', '.join(near)}, or every.")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,12 @@ def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) ->
     recipes = {m["folder"]: _recipe(m, sweep) for m in members}
     cancers = list(dict.fromkeys(recipe.data.cancer for recipe in recipes.values()))
     if not any(_is_done(sweep / m["folder"]) for m in members):
-        raise UserError(f"{sweep} has no finished member: look at {sweep / 'jobs'} for the reason, then run it again.")
+        told = f"{members[0]['label']}: {_reason(sweep / members[0]['folder'])}" if members else "the plan is empty"
+        raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
     tables = []
     for cancer in cancers:
-        mine = [m["folder"] for m in members if recipes[m["folder"]].data.cancer == cancer]
-        tables.append(_cancer(sweep, cache, mine, recipes[mine[0]]))
+        mine = [m for m in members if recipes[m["folder"]].data.cancer == cancer]
+        tables.append(_cancer(sweep, cache, mine, recipes[mine[0]["folder"]]))
     published = read_published(sweep / "published.csv")
     foot = _foot(cache)
     names = [slug(table.cancer) for table in tables]
@@ -91,13 +92,13 @@ def _short(row: CaseRow, cancer: str) -> CaseRow:
     return CaseRow(member=f"{cancer}: {row.member}", case=row.case, part=row.part, scores=kept)
 
 
-def _cancer(sweep: Path, cache: ImageCache, folders: Sequence[str], recipe: ClsRecipe) -> CancerTable:
+def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]], recipe: ClsRecipe) -> CancerTable:
     lines: list[Line] = []
     vals: dict[str, list[CaseRow]] = {}
     tests: dict[str, list[CaseRow]] = {}
     fingerprint = cache.fingerprint
-    for folder in folders:
-        run, name = sweep / folder, folder.rsplit("-", 2)[0]
+    for member in members:
+        run, name = sweep / member["folder"], member["label"]
         if not _is_done(run):
             lines.append(Line(name, [], note=f"failed: {_reason(run)}"))
             continue
@@ -106,10 +107,11 @@ def _cancer(sweep: Path, cache: ImageCache, folders: Sequence[str], recipe: ClsR
         done = read_json(run / "done.json")
         rows = read_rows(run / "cases.csv")
         vals[name] = [row for row in rows if row.part == "val"]
-        tests[name] = [row for row in rows if row.part == "test"]
+        tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
         lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
+    lines += _spread(lines, members)
     if len(tests) > 1:
-        lines += _ensembles(vals, tests)
+        lines += _ensembles(vals, tests, [line.member for line in lines if line.note.startswith("failed")])
     split = make_split(cache, recipe.data)
     lines.append(Line(baseline.NAME, _baseline_rows(cache, recipe, split)))
     _, _, classes = select(cache, recipe.data.cancer)
@@ -121,8 +123,20 @@ def _reason(run: Path) -> str:
     return read_json(failed).get("reason") if failed.is_file() else "did not finish"
 
 
-def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]]) -> list[Line]:
-    """The three ensembles; their weights see validation rows only."""
+def _spread(lines: Sequence[Line], members: Sequence[dict[str, Any]]) -> list[Line]:
+    """A line a recipe that several finished members share: mean and standard deviation of their accuracy."""
+    recipe = {member["label"]: member["recipe"] for member in members}
+    told = []
+    for name in dict.fromkeys(recipe.values()):
+        mine = [line.scores["accuracy"] for line in lines if recipe[line.member] == name and line.rows]
+        if len(mine) > 1:
+            note = f"accuracy {np.mean(mine):.3f}, standard deviation {np.std(mine, ddof=1):.3f}"
+            told.append(Line(f"{name}, mean of {len(mine)}", [], note=note))
+    return told
+
+
+def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]], missing: Sequence[str]) -> list[Line]:
+    """The three ensembles; their weights see validation rows only, their notes say which members they lack."""
     probs = [metrics.arrays(rows)[1] for rows in tests.values()]
     first = next(iter(tests.values()))
     if any([row.case for row in rows] != [row.case for row in first] for rows in tests.values()):
@@ -138,7 +152,8 @@ def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]]) 
     for name in ENSEMBLES:
         mean = weighted_mean(probs, factors[name]).astype(np.float64)
         weights = ", ".join(f"{w / sum(factors[name]):.2f}" for w in factors[name])
-        lines.append(Line(name, _rows(name, first, mean), note=f"weights {weights}"))
+        note = f"weights {weights}" + (f"; without {', '.join(missing)}" if missing else "")
+        lines.append(Line(name, _rows(name, first, mean), note=note))
     return lines
 
 
@@ -219,7 +234,7 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
         f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
         "weights come from validation images."
     )
-    failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
+    failed = [f"{t.cancer}: {line.member}: {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]
     text = to_markdown([head, *lines], notes) + "\n" + to_markdown(audit)
     write_text(sweep / "table.md", text)

@@ -3,7 +3,6 @@
 Legend of shapes: B batch, H W pixels, K classes.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch.nn import functional
 from medcls import backbones, figures, metrics
 from medcls.augment import Augment, ImageSource
 from medcls.duplicates import leaked_paths
+from medcls.folders import choose_cancer
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
 from medtrain.errors import UserError
 from medtrain.image_cache import ImageCache
@@ -24,19 +24,6 @@ from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream, TooFewGroups, split_groups
 from medtrain.strategy import Group
-
-
-def choose_cancer(cache: ImageCache, cancer: str) -> str:
-    """The cancer that a recipe means, "every" included; raises UserError with the near ones."""
-    known = cache.cancers
-    if cancer == ALL_CANCERS or cancer in known:
-        return cancer
-    if not cancer and len(known) == 1:
-        return known[0]
-    if not cancer:
-        raise UserError(f'{cache.path} holds {", ".join(known)}: choose with --set data.cancer="{known[0]}", or every.')
-    near = difflib.get_close_matches(cancer, known, 2, 0.4) or known
-    raise UserError(f"{cache.path} has no cancer {cancer!r}: choose {', '.join(near)}, or every.")
 
 
 def select(cache: ImageCache, cancer: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
+HAS_FOLDS = True
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand", "finish",
-           "folder", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["HAS_FOLDS", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+           "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":
@@ -57,7 +58,14 @@ def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -
     return cache
 
 
-def expand(recipes: Sequence[SegRecipe], cache: "Cache", cancers: Sequence[str] | None) -> list[SegRecipe]:
+def look(data: Path, label_map: str) -> None:
+    """Refuse a folder that is no data set, without reading a scan."""
+    from medseg.msd import read_dataset
+
+    read_dataset(data, label_map)
+
+
+def expand(recipes: Sequence[SegRecipe], source: Any, cancers: Sequence[str] | None) -> list[SegRecipe]:
     """The sweep's members: one a recipe."""
     if cancers:
         raise UserError("--cancers belongs to the sweeps of images: leave it out.")
@@ -84,7 +92,7 @@ def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
     """Make ensemble, tables and figures; returns how many members are missing."""
     from medseg.table import finish
 
-    return finish(sweep, sweep / plan["cache"], [sweep / member["folder"] for member in plan["members"]], weights)
+    return finish(sweep, sweep / plan["cache"], plan["members"], weights)
 
 
 def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:

@@ -1,9 +1,12 @@
 """The ensemble's rows and the table of a sweep: members, ensemble, failures with their reason."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medseg.figures import overlay, write_box_plot, write_overlay
@@ -25,38 +28,91 @@ RULES = (
 )
 
 
-def finish(sweep: Path, cache: Path, runs: Sequence[Path], weights: str = "equal") -> int:
-    """Make the ensemble of the finished runs, the tables and the figures; returns how many members are missing."""
-    done = {run: read_json(run / "done.json") for run in runs if _is_done(run)}
+@dataclass(frozen=True)
+class Entry:
+    """A member of the sweep: its name in the tables, its run folder, and what done.json holds once it is done."""
+
+    label: str
+    recipe: str
+    run: Path
+    done: dict[str, Any] | None
+
+    @cached_property
+    def rows(self) -> list[CaseRow]:
+        """Its cases under its own name; none while it is not done."""
+        return [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv")] if self.done else []
+
+
+def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights: str = "equal") -> int:
+    """Make the ensemble of the finished runs, the tables and the figures; returns how many members are missing.
+
+    `members` are plan.json's. Members judged on the same cases are averaged together; with folds that is an ensemble a
+    fold, and every case is predicted by networks that did not see it.
+    """
+    entries = [_entry(sweep, member) for member in members]
+    done = [entry for entry in entries if entry.done]
     if not done:
-        raise UserError(f"{sweep} has no finished member: look at {sweep / 'jobs'} for the reason, then run it again.")
-    rows = [row for run in done for row in read_rows(run / "cases.csv")]
+        told = f"{entries[0].label}: {_reason(entries[0].run)}" if entries else "the plan is empty"
+        raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
+    rows = [row for entry in done for row in entry.rows]
     if not rows:
         raise UserError(f"{sweep}: the recipes hold out no case to judge by: --set data.val_fraction=0.2.")
     opened = Cache(cache)
-    for run in done:
-        if read_json(run / "cache.json").get("fingerprint") != opened.fingerprint:
-            raise UserError(f"{run} was trained on other data than {cache} holds: train it again in another folder.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    members = load_members(list(done), device)
-    part = next(iter(done.values()))["part"]
-    factors = _weights(members, weights, part, sweep)
-    first = SegTask(members[0].recipe, opened)
-    together = _ensemble_rows(first, members, factors, part, sweep / "figures") if len(done) > 1 else []
+    for entry in done:
+        if read_json(entry.run / "cache.json").get("fingerprint") != opened.fingerprint:
+            raise UserError(f"{entry.run} was trained on other data than {cache} holds: train it again elsewhere.")
+    part = done[0].done["part"]  # type: ignore[index]
+    together = _ensembles(sweep, opened, done, weights, part)
     write_rows(sweep / "cases.csv", [*rows, *together])
-    lines = [_line(run, done.get(run), read_rows(run / "cases.csv") if run in done else []) for run in runs]
+    lines = [_line(entry) for entry in entries] + _spread(done)
     if together:
-        names = ", ".join(member.name for member in members)
-        lines.append(_cells("Ensemble", together, members[0].label_map.name, "", f"{weights} weights of {names}"))
+        lines.append(_cells("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
     judged = "test cases" if part == "test" else "validation cases, which also chose each member's checkpoint"
     write_text(sweep / "table.csv", to_csv([HEAD, *lines]))
     write_text(sweep / "table.md", to_markdown([HEAD, *lines], [RULES + f" Judged on {judged}."]))
     write_box_plot(sweep / "figures" / "dice.png", [*rows, *together])
-    return len(runs) - len(done)
+    return len(entries) - len(done)
 
 
-def _is_done(run: Path) -> bool:
-    return (run / "done.json").is_file() and (run / "cases.csv").is_file()
+def _entry(sweep: Path, member: dict[str, Any]) -> Entry:
+    run = sweep / member["folder"]
+    finished = (run / "done.json").is_file() and (run / "cases.csv").is_file()
+    return Entry(member["label"], member["recipe"], run, read_json(run / "done.json") if finished else None)
+
+
+def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, part: str) -> list[CaseRow]:
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in done:
+        groups.setdefault(tuple(sorted(row.case for row in entry.rows)), []).append(entry)
+    if all(len(group) == 1 for group in groups.values()):
+        return []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    together: list[CaseRow] = []
+    for group in groups.values():
+        members = load_members([entry.run for entry in group], device)
+        factors = _weights(members, weights, part, sweep)
+        task = SegTask(members[0].recipe, cache)
+        together += _ensemble_rows(task, members, factors, part, sweep / "figures")
+    return together
+
+
+def _holds(weights: str, entries: Sequence[Entry]) -> str:
+    held = [entry.label for entry in entries if entry.done]
+    missing = [entry.label for entry in entries if not entry.done]
+    names = ", ".join(held) if len(held) <= 8 else f"{len(held)} members"
+    return f"{weights} weights of {names}" + (f"; without {', '.join(missing)}" if missing else "")
+
+
+def _spread(done: Sequence[Entry]) -> list[list[str]]:
+    """A line a recipe that several members share: their mean, and the standard deviation of their mean Dice."""
+    lines = []
+    for name in dict.fromkeys(entry.recipe for entry in done):
+        mine = [means(entry.rows) for entry in done if entry.recipe == name]
+        if len(mine) > 1:
+            values = [f"{np.mean([scores[key] for scores in mine]):.3f}" for key in ("mean", *REGIONS)]
+            spread = np.std([scores["mean"] for scores in mine], ddof=1)
+            lines.append([f"{name}, mean of {len(mine)}", *values, "", "", "", f"standard deviation {spread:.3f}"])
+    return lines
 
 
 def _weights(members: Sequence[Member], how: str, part: str, sweep: Path) -> list[float]:
@@ -85,12 +141,15 @@ def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[f
     return rows
 
 
-def _line(run: Path, done: dict[str, Any] | None, rows: list[CaseRow]) -> list[str]:
-    if done is None:
-        failed = run / "failed.json"
-        reason = read_json(failed).get("reason") if failed.is_file() else "did not finish"
-        return [run.name.rsplit("-", 1)[0], *["–"] * 4, "–", "–", "–", f"failed: {reason}"]
-    return _cells(done["recipe"], rows, done["label_map"], str(done["epochs"]), "")
+def _reason(run: Path) -> str:
+    failed = run / "failed.json"
+    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
+
+
+def _line(entry: Entry) -> list[str]:
+    if entry.done is None:
+        return [entry.label, *["–"] * 4, "–", "–", "–", f"failed: {_reason(entry.run)}"]
+    return _cells(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
 
 
 def _cells(name: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> list[str]:

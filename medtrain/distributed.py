@@ -1,14 +1,24 @@
-"""Start the process group from torchrun or a plain call; sums and gathers over ranks."""
+"""Start the process group from torchrun, SLURM or a plain call; sums and gathers over ranks."""
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from medtrain.errors import UserError
+from medtrain.files import write_text
+
+# Names a file that all ranks can see. Rank 0 is given a free port by the system and tells the others there: no port is
+# chosen beforehand, so two jobs on one node can not collide.
+RENDEZVOUS = "MEDTRAIN_RENDEZVOUS"
+MEETING_S = 300.0
+# A group over gloo for what the hosts agree on without waiting for their GPUs; None where the default one is gloo.
+_hosts: Any = None
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,60 @@ def start(timeout_s: float = 1800) -> Ranks:
                           (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"local rank {local} has no GPU of its own, {torch.cuda.device_count()} are visible: "
-                "start at most one process per GPU."
-            )
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", device_index(local, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        place = os.environ.get(RENDEZVOUS)
+        store = _meet(Path(place), rank, world) if place else None
+        dist.init_process_group(backend, store=store, rank=rank if store else -1, world_size=world if store else -1,
+                                timeout=timedelta(seconds=timeout_s))  # fmt: skip
+        global _hosts
+        _hosts = dist.new_group(backend="gloo") if backend == "nccl" else None
+        if place and rank == 0:
+            Path(place).unlink(missing_ok=True)
     return Ranks(rank, world, local, device)
+
+
+def device_index(local_rank: int, visible: int) -> int:
+    """The GPU of a process among the visible ones: its own place, or the only one where SLURM shows each process one
+    (--gpus-per-task); raises UserError where there are too few.
+    """
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and os.environ.get("SLURM_GPUS_PER_TASK", "").rsplit(":", 1)[-1] == "1":
+        return 0
+    raise UserError(
+        f"local rank {local_rank} has no GPU of its own, {visible} are visible: start at most one process per GPU."
+    )
+
+
+def _meet(place: Path, rank: int, world: int) -> Any:
+    """A store on MASTER_ADDR at a port that the system chose, which rank 0 writes into `place`."""
+    wait = timedelta(seconds=MEETING_S)
+    if rank == 0:
+        host = os.environ["MASTER_ADDR"]
+        store = dist.TCPStore(host, 0, world, True, wait, wait_for_workers=False)
+        write_text(place, f"{host} {store.port}")
+        return store
+    end = time.monotonic() + MEETING_S
+    while time.monotonic() < end:
+        try:
+            os.listdir(place.parent)  # makes network file systems look again
+            host, port = place.read_text(encoding="utf-8").split()
+            return dist.TCPStore(host, int(port), world, False, wait)
+        except (FileNotFoundError, ValueError):
+            time.sleep(0.2)
+    raise RuntimeError(f"rank 0 did not say within {MEETING_S:.0f} s where to meet ({place})")
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set on any rank; the hosts wait for each other, not for their GPUs."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, dist.ReduceOp.MAX, group=_hosts)
+    return bool(value)
 
 
 def finish() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.ema import Ema
-from medtrain.errors import UserError
+from medtrain.errors import Stopped, UserError
 from medtrain.recipe import Recipe
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream
@@ -62,9 +62,13 @@ class Task(Protocol):
 
 
 class Engine:
-    """One member's training on this rank."""
+    """One member's training on this rank.
 
-    def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks):
+    `stop` is asked after every step; once it says yes on any rank, all save and leave training with `Stopped`.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks,
+                 stop: Callable[[], bool] | None = None):  # fmt: skip
         train = recipe.train
         share = train.accumulate * ranks.world
         if train.batch < share or train.batch % share:
@@ -83,6 +87,7 @@ class Engine:
         self.step, self.best = 0, -math.inf
         self.scores: list[float] = []  # of every validation so far; the plateau schedule reads them
         self.saved_at = time.monotonic()
+        self.stop = stop
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -90,6 +95,8 @@ class Engine:
         """Train from the last checkpoint, if there is one, to the end; leaves checkpoint_best.pt."""
         self._resume()
         self.tracker = Tracker(self.run, self.recipe, active=self.ranks.is_main, step=self.step, total=self.total)
+        known = {self.task.best_by: self.scores[-1]} if self.scores else None
+        self.tracker.beat(self.step, self.epoch, scores=known)
         if self.step < self.total:
             self._train_steps(self.tracker)
         distributed.barrier()
@@ -115,6 +122,15 @@ class Engine:
                 meter.restart()
             elif self.ranks.is_main and time.monotonic() - self.saved_at > train.save_every_s:
                 self.save()
+            tracker.beat(self.step, self.epoch)
+            self._leave_if_told(tracker)
+
+    def _leave_if_told(self, tracker: Tracker) -> None:
+        if self.stop is None or not distributed.anywhere(self.stop()):
+            return
+        self.save()
+        tracker.say(f"told to stop: saved at step {self.step} of {self.total}")
+        raise Stopped(f"stopped at step {self.step} of {self.total}")
 
     def train_step(self, loader: Iterator[Any], lr: float, meter: "Meter") -> torch.Tensor:
         """One optimiser step; returns this rank's mean loss, still on the device."""
@@ -187,6 +203,7 @@ class Engine:
         score = scores[self.task.best_by]
         self.scores.append(score)
         tracker.scalars(self.step, {f"val/{name}": value for name, value in scores.items()})
+        tracker.beat(self.step, self.epoch, scores={self.task.best_by: score})
         shown = list(scores.items())[:4]  # the rest is in TensorBoard
         tracker.say(
             f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown)
@@ -247,12 +264,16 @@ class Engine:
             self.ema.load([tensor.detach() for tensor in self.ema.parameters])
 
 
+# Readings of a loss that is no number, one after the other, that end training: fp16 may skip a few.
+LOST = 3
+
+
 class Meter:
     """Cheap counters between two log lines; the loss stays on the device until it is read."""
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
-        self.note = ""
+        self.note, self.lost = "", 0
         self.restart()
 
     def restart(self) -> None:
@@ -275,6 +296,9 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Mean loss over ranks, samples a second, share of time waiting for data, memory; then restart."""
         loss = float(distributed.mean(torch.stack(self.losses).mean()))
+        self.lost = 0 if math.isfinite(loss) else self.lost + 1
+        if self.lost == LOST:
+            raise FloatingPointError(f"the loss has been {loss} {LOST} times: lower optim.lr or set optim.clip_norm")
         spent = max(1e-9, time.monotonic() - self.began)
         values = {
             "train/loss": loss,

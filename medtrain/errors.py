@@ -11,6 +11,10 @@ class UserError(Exception):
     """What the user gave is wrong. The message is one sentence that names the file and the remedy."""
 
 
+class Stopped(Exception):
+    """Training was asked to stop and has saved its state; run again, it goes on."""
+
+
 def disk_full(error: Exception) -> bool:
     """Whether an operating-system error means that no more bytes fit on the disk or in the quota."""
     full = (errno.ENOSPC, errno.EDQUOT)

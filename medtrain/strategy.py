@@ -1,5 +1,6 @@
 """How gradients become steps: alone or over ranks, in mixed precision."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -153,11 +154,16 @@ class Ddp(Single):
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         super().__init__(model, groups, recipe, ranks)
+        self.deterministic = recipe.train.deterministic
         self._wrap()
 
     def _wrap(self) -> None:
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+        # Looking for unused parameters keeps DDP from sorting its buckets anew after the first step: then a run that
+        # goes on would sum one step over three or more ranks in another order than one that never stopped.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True,
+                                               find_unused_parameters=self.deterministic)  # fmt: skip
 
     def freeze(self, epoch: float) -> bool:
         changed = super().freeze(epoch)

@@ -1,7 +1,8 @@
-"""What a run shows while it goes: metrics.jsonl, TensorBoard, and lines on the terminal; on rank 0 only."""
+"""What a run shows while it goes, on rank 0: metrics.jsonl, status.json, TensorBoard, and lines on the terminal."""
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from medtrain.progress import Progress
 from medtrain.recipe import Recipe, flat
 
+STATUS = "status.json"
+BEAT_S = 5.0
+
 
 class Tracker:
     """Writes under `run`; a tracker that is not `active` does nothing, so that callers need not ask for the rank."""
@@ -19,6 +23,9 @@ class Tracker:
         self.active, self.hparams = active, flat(recipe)
         self.progress = Progress(total, "train", start=step, quiet=not active)
         self.writer: Any = None
+        self.status = run / STATUS
+        self.total, self.first, self.began, self.beaten = total, step, time.time(), 0.0
+        self.scores: dict[str, float] = {}
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -35,6 +42,21 @@ class Tracker:
             file.write(json.dumps({"step": step, **{k: round(float(v), 6) for k, v in values.items()}}) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def beat(self, step: int, epoch: float, *, scores: Mapping[str, float] | None = None, phase: str = "train") -> None:
+        """Say in status.json where the run stands, every few seconds and at every score; others read it meanwhile."""
+        self.scores |= scores or {}
+        now = time.time()
+        if not self.active or (not scores and phase == "train" and now - self.beaten < BEAT_S and step < self.total):
+            return
+        self.beaten = now
+        spent = (now - self.began) / max(1, step - self.first)
+        told = {"phase": phase, "step": step, "total": self.total, "epoch": round(epoch, 3), "scores": self.scores,
+                "time": now, "left_s": round(spent * (self.total - step)) if step > self.first else None}  # fmt: skip
+        temporary = self.status.with_name(f".{os.getpid()}.{STATUS}")
+        # not flushed to the disk: only the present matters
+        temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
+        os.replace(temporary, self.status)
 
     def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         """Log an RGB picture (H,W,3) uint8."""

@@ -74,13 +74,29 @@ medtrain_sweep() {
     done
     medtrain_env "$root" || return $?
     out=${out:-$root/runs/$name}
+    if [ -n "${MEDTRAIN_BATCH:-}" ]; then
+        unset OMP_NUM_THREADS # of this job; the others ask for CPUs of their own
+        rest+=(--cluster "${CLUSTER:-here}" --follow)
+        # before this job's own time limit: the sweep runs on, and the next turn follows it further
+        trap 'scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+    fi
     if [ -z "$data" ]; then
         data=$root/$phantoms
         sweep=$demo
         echo "no --data given: making phantoms in $data"
         python "$root/launch/prepare.py" "$phantom" --out "$data" || return $?
     fi
-    python "$root/launch/sweep.py" "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"} || status=$?
+    if [ -n "${MEDTRAIN_BATCH:-}" ] && [ -f "$out/plan.json" ]; then
+        set -- --resume "$out" --follow # requeued, or submitted again for what is missing
+    else
+        set -- "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"}
+    fi
+    if [ -n "${MEDTRAIN_BATCH:-}" ]; then
+        python "$root/launch/sweep.py" "$@" & # a trap runs only while bash waits
+        wait $! || status=$?
+    else
+        python "$root/launch/sweep.py" "$@" || status=$?
+    fi
     echo "$name.sh: exit status $status after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
     return $status
 }

@@ -1,114 +1,172 @@
-"""Submit callables with submitit and follow their output."""
+"""Submit callables to SLURM as job arrays with submitit."""
 
+import contextlib
 import os
 import re
-import sys
+import shlex
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GRACE_S = 10
+from medslurm import commands
+from medslurm.cluster import Cluster, minutes
+from medslurm.commands import ClusterError
+
+# A shell between srun and Python ignores the warning until Python listens: by default it would kill the job.
+PATIENT_SHELL = 'sh -c \'trap "" USR2; exec "$@"\' sh'
+DEFAULT_MAX_ARRAY = 1001
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job ended: its result, or the last line of its error."""
+class Array:
+    """Calls that run as the tasks of one array: each on `nodes` nodes with `processes` processes on every node."""
 
-    ok: bool
-    result: Any
-    reason: str
-    log: Path
+    name: str
+    calls: Sequence[Callable[[], Any]]
+    time: str
+    partition: str
+    nodes: int = 1
+    processes: int = 1
+    gpus: bool = True
+    throttle: int = 0
 
+    def gpus_per_node(self, cluster: Cluster) -> int:
+        """GPUs on each of its nodes: one a process."""
+        return self.processes if self.gpus and cluster.gpus_per_node else 0
 
-@dataclass(frozen=True)
-class OnThisMachine:
-    """A job with the submitter's view of the GPUs: submitit's local executor hides them all from its processes."""
-
-    job: Callable[[], Any]
-    devices: str | None
-    threads: int
-
-    def __call__(self) -> Any:
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        if self.devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        return self.job()
-
-    def checkpoint(self) -> Any:
-        """submitit's call on preemption: the same job again."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
+    def gpu_hours(self, cluster: Cluster) -> float:
+        """At most, if every task takes its whole time once."""
+        return len(self.calls) * self.nodes * self.gpus_per_node(cluster) * (minutes(self.time) or 0) / 60
 
 
-def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes: int = 1) -> Outcome:
-    """Run a job in processes of its own on this machine, echo its output as it comes, and tell how it ended."""
+def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> Any:
+    """submitit's executor with everything that sbatch will be told."""
     import submitit
 
-    executor = submitit.LocalExecutor(folder / name)
-    # a year: on one's own machine no job is cut short
-    executor.update_parameters(name=name, timeout_min=60 * 24 * 365, tasks_per_node=processes)
-    print(f"== {name}", flush=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    handle = executor.submit(OnThisMachine(job, os.environ.get("CUDA_VISIBLE_DEVICES"), threads))
-    first = handle.task(0).paths
-    echo = Echo(first.stdout)
-    try:
-        while not handle.done():
-            echo.more()
-            time.sleep(0.25)
-            if any_failed(handle, processes):
-                time.sleep(GRACE_S)  # the others may end by themselves, and with a reason of their own
-                break
-    except BaseException:
-        handle.cancel(check=False)
-        raise
-    echo.more()
-    if not handle.done():
-        handle.cancel(check=False)
-    error = next((e for e in exceptions(handle, processes) if e is not None), None)
-    if error is None:
-        return Outcome(True, handle.results()[0], "", first.stdout)
-    reason = last_error(str(error)) or type(error).__name__
-    print(f"== {name} failed: {reason}\n   log: {first.stderr}", file=sys.stderr, flush=True)
-    return Outcome(False, None, reason, first.stderr)
+    python = f"{PATIENT_SHELL} {cluster.python_command()}"
+    made = submitit.SlurmExecutor(folder, max_num_timeout=10**6, python=python)
+    gpus = array.gpus_per_node(cluster)
+    typed = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
+    more: dict[str, Any] = {"requeue": True, "chdir": str(folder), **cluster.sbatch}
+    if after:
+        more["kill-on-invalid-dep"] = "yes"  # else a job after one that failed waits for ever
+    if cluster.mem:
+        more["mem"] = cluster.mem
+    wanted = {
+        "job_name": array.name, "time": minutes(array.time), "partition": array.partition or None,
+        "account": cluster.account or None, "qos": cluster.qos or None, "constraint": cluster.constraint or None,
+        "nodes": array.nodes, "ntasks_per_node": array.processes, "cpus_per_task": cluster.cpus_per_gpu,
+        "gres": f"gpu:{typed}" if gpus and cluster.gpus_as == "gres" else None,
+        "gpus_per_node": typed if gpus and cluster.gpus_as == "gpus-per-node" else None,
+        "dependency": after or None, "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True, "wckey": None,
+        "array_parallelism": array.throttle or max(1, len(array.calls)),
+        # srun of today does not take over the CPUs that sbatch was told; one dead process must end the others
+        "srun_args": [f"--cpus-per-task={cluster.cpus_per_gpu}", "--kill-on-bad-exit=1"],
+        "setup": [*cluster.setup_lines(), *_environment(cluster, code)], "additional_parameters": more,
+    }  # fmt: skip
+    made.update_parameters(**wanted)
+    return made
 
 
-def exceptions(handle: Any, processes: int) -> list[BaseException | None]:
-    """The error of each process that has ended."""
-    tasks = [handle.task(k) for k in range(processes)]
-    return [task.exception() for task in tasks if task.paths.result_pickle.exists() or task.done()]
+def _environment(cluster: Cluster, code: Path) -> list[str]:
+    return [
+        f"export PYTHONPATH={shlex.quote(str(code))}",
+        "export PYTHONSAFEPATH=1",  # else the folder that sbatch was typed in comes before PYTHONPATH
+        f"export OMP_NUM_THREADS={cluster.cpus_per_gpu}",
+    ]
 
 
-def any_failed(handle: Any, processes: int) -> bool:
-    """Whether a process of several failed while others may wait for it in a collective for ever."""
-    return processes > 1 and any(error is not None for error in exceptions(handle, processes))
+def text(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> str:
+    """The script that sbatch is given."""
+    made = executor(cluster, array, folder, code, after)
+    if len(array.calls) > 1:
+        made.parameters["map_count"] = len(array.calls)
+    return made._make_submission_file_text(made._submitit_command_str, "dry")
 
 
-def last_error(text: str) -> str:
-    """The last line of the form `SomeError: words`, which ends a Python traceback; submitit adds lines below it."""
-    found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", text, re.MULTILINE)
-    return found[-1].strip() if found else ""
+def check(cluster: Cluster, array: Array, folder: Path) -> None:
+    """Ask SLURM whether it would take this job; raises ClusterError in its words with the line that is to blame."""
+    key = "partition" if array.partition == cluster.partition else "cpu_partition"
+    limit = "time" if array.time == cluster.time else "cpu_time"
+    if array.partition:
+        try:
+            longest = commands.partition(array.partition).get("MaxTime", "UNLIMITED")
+        except ClusterError as error:
+            raise ClusterError(f"{cluster.where(key)}: SLURM says: {error}.") from None
+        if (minutes(array.time) or 0) > (minutes(longest) or 0):
+            raise ClusterError(f"{cluster.where(limit)}: partition {array.partition} allows {longest} at most.")
+    with tempfile.TemporaryDirectory() as place:
+        script = Path(place) / "try.sh"
+        script.write_text(text(cluster, array, folder, folder), encoding="utf-8")
+        with _clean():
+            done = commands.call(["sbatch", "--test-only", str(script)])
+    if done.returncode:
+        words = commands.words_of(done)
+        raise ClusterError(f"{cluster.where(_to_blame(words, cluster, key, limit))}: SLURM says: {words}.")
 
 
-class Echo:
-    """Prints what is added to a log file, without submitit's own lines."""
+def _to_blame(words: str, cluster: Cluster, partition: str, time: str) -> str:
+    # no node has all of it: of what a node must have, memory is most often too much
+    told = {"account": "account", "qos": "qos", "time limit": time, "constraint": "constraint", "feature": "constraint",
+            "node configuration": "mem" if cluster.mem else "cpus_per_gpu", "gres": "gpus_per_node",
+            "generic resource": "gpus_per_node", "memory": "mem", "partition": partition,
+            "cpu": "cpus_per_gpu"}  # fmt: skip
+    found = (key for word, key in told.items() if word in words.lower())
+    for key in found:
+        if key in cluster.lines or not cluster.lines:
+            return key
+    return partition
 
-    def __init__(self, path: Path):
-        self.path, self.read = path, 0
 
-    def more(self) -> None:
-        """Print whole lines that are new since the last call."""
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as file:
-            file.seek(self.read)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        self.read += len(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            if not line.startswith("submitit "):
-                print(line, flush=True)
+def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> list[str]:
+    """Submit in as few calls of sbatch as the controller's MaxArraySize allows; returns the job id of each call in
+    order, such as 12_0, 12_1 (or 12 for a single one). Raises ClusterError in SLURM's words.
+    """
+    most = int(commands.config("MaxArraySize") or DEFAULT_MAX_ARRAY)
+    parts = [array.calls[start : start + most] for start in range(0, len(array.calls), most)]
+    share = -(-array.throttle // len(parts)) if array.throttle else 0
+    jobs: list[str] = []
+    for part in parts:
+        some = Array(array.name, part, array.time, array.partition, array.nodes, array.processes, array.gpus, share)
+        made = executor(cluster, some, folder, code, after)
+        with _clean():
+            jobs += [job.job_id for job in _retried(made, part)]
+    return jobs
+
+
+def _retried(made: Any, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    end = time.monotonic() + commands.PATIENCE_S
+    while True:
+        try:
+            return made.submit_array(list(calls))
+        except Exception as error:  # submitit wraps sbatch's refusal in several kinds
+            words = str(error)
+            if not commands.UNREACHABLE.search(words) or time.monotonic() > end:
+                lines = [line for line in words.splitlines() if "error" in line.lower()] or words.splitlines()[-1:]
+                raise ClusterError("sbatch refuses: " + re.sub(r"sbatch: (error: )?", "", "; ".join(lines))) from error
+            time.sleep(5)
+
+
+@contextlib.contextmanager
+def _clean() -> Iterator[None]:
+    """Without the variables of the batch job that this may be typed in."""
+    import submitit
+
+    kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}  # where the controller is
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        yield
+
+
+def log_of(folder: Path, job: str) -> Path:
+    """Where the first process of a job writes."""
+    return folder / f"{job}_0_log.out"
+
+
+def after(kind: str, jobs: Sequence[str]) -> str:
+    """sbatch's dependency on jobs: afterok or afterany."""
+    ids = dict.fromkeys(job.split("_")[0] for job in jobs)
+    return ":".join([kind, *ids]) if ids else ""

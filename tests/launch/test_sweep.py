@@ -144,7 +144,7 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
 
 def test_a_job_that_raises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from medlaunch.jobs import TrainJob
-    from medslurm.submit import follow_locally
+    from medslurm.local import follow_locally
 
     outcome = follow_locally(TrainJob("{}", "no.h5", str(tmp_path / "run")), tmp_path / "jobs", name="bad")
     assert not outcome.ok

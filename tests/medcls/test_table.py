@@ -42,7 +42,7 @@ def fake_run(sweep: Path, cache: ImageCache, recipe: ClsRecipe, skill: float, se
     write_rows(run / "cases.csv", rows)
     write_json(run / "cache.json", {"fingerprint": cache.fingerprint})
     write_json(run / "done.json", {"part": "test", "epochs": 3})
-    return {"folder": run.name, "settings": json.loads(recipe.to_json())}
+    return {"folder": run.name, "recipe": recipe.name, "label": recipe.name, "settings": json.loads(recipe.to_json())}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medslurm.submit import Echo, follow_locally, last_error
+from medslurm.local import Echo, follow_locally, last_error
 
 
 @pytest.mark.parametrize("devices", [None, "", "GPU-1b2c,3"])

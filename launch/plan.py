@@ -1,0 +1,133 @@
+"""A sweep as a value: what was asked for, its members, and plan.json in the sweep folder."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
+from medtrain.errors import UserError
+from medtrain.files import read_json, write_json
+from medtrain.recipe import Recipe
+
+PLAN = "plan.json"
+CACHE = "cache.h5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was typed; it stands in plan.json, so that `--resume DIR` needs nothing else."""
+
+    sweep: str
+    data: str
+    sets: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    seeds: int = 1
+    folds: int = 0
+    cancers: tuple[str, ...] = ()
+    label_map: str = "auto"
+    strict: bool = False
+    weights: str = "equal"
+    workers: int = 1
+    processes: int = 1
+    nodes: int = 1
+    cluster: str = ""
+    cluster_file: str = ""
+    time: str = ""
+    throttle: int = 0
+
+    def recipes(self) -> list[Recipe]:
+        """The sweep's recipes with overrides, chosen models, folds and seeds, in the order of the tables."""
+        door = find_sweep(self.sweep)
+        names = door.SWEEPS[self.sweep]
+        base = [find_recipe(name).override(list(self.sets)) for name in names]
+        if self.models:
+            known = {recipe.model.name: recipe for recipe in base} | dict(zip(names, base, strict=True))
+            unknown = [model for model in self.models if model not in known]
+            if unknown:
+                raise UserError(f"--models {unknown[0]}: {self.sweep} has {', '.join(r.model.name for r in base)}.")
+            base = [recipe for recipe in base if {recipe.model.name, recipe.name} & set(self.models)]
+        return [
+            recipe.override([*fold, *seed])
+            for recipe in base
+            for fold in _folds(door, self.folds)
+            for seed in _seeds(recipe, self.seeds)
+        ]
+
+
+def _folds(door: Any, folds: int) -> list[list[str]]:
+    if folds == 0:
+        return [[]]
+    if folds < 2:
+        raise UserError(f"--folds {folds}: give at least 2, or leave it out.")
+    if not door.HAS_FOLDS:
+        raise UserError("--folds belongs to the sweeps of scans: images have a test part of their own.")
+    return [[f"data.folds={folds}", f"data.fold={fold}"] for fold in range(folds)]
+
+
+def _seeds(recipe: Recipe, seeds: int) -> list[list[str]]:
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: give at least 1.")
+    first = recipe.train.seed
+    return [[f"train.seed={first + n}"] for n in range(seeds)] if seeds > 1 else [[]]
+
+
+def label(recipe: Recipe) -> str:
+    """How the tables name a member: its recipe, and its fold and seed where these are not the usual ones."""
+    data = recipe.data  # type: ignore[attr-defined]
+    parts = [recipe.name]
+    if getattr(data, "folds", 0) > 1:
+        parts.append(f"fold {data.fold}")
+    if recipe.train.seed:
+        parts.append(f"seed {recipe.train.seed}")
+    return ", ".join(parts)
+
+
+def make_plan(request: Request, recipes: Sequence[Recipe], cache: str = CACHE) -> dict[str, Any]:
+    """plan.json: one folder a member, named by recipe and signature."""
+    door = find_sweep(request.sweep)
+    members = [
+        {"recipe": r.name, "label": label(r), "folder": door.folder(r), "signature": r.signature,
+         "settings": json.loads(r.to_json())}
+        for r in recipes
+    ]  # fmt: skip
+    folders = [member["folder"] for member in members]
+    if len(set(folders)) < len(folders):
+        raise UserError("two members of this sweep are the same: leave out the --set that makes them so.")
+    return {"task": door.TASK, "cache": cache, "request": dataclasses.asdict(request), "members": members}
+
+
+def write_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Write plan.json."""
+    write_json(out / PLAN, plan)
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """Read plan.json; raises UserError where the folder is no sweep of this version."""
+    path = out / PLAN
+    if not path.is_file():
+        raise UserError(f"{out} is not a sweep folder (no {PLAN}): name what launch/sweep.py wrote.")
+    plan = read_json(path)
+    try:
+        intact = plan["task"] in DOORS and all(
+            m["folder"] == Path(m["folder"]).name and m["settings"] and m["label"] for m in plan["members"]
+        )
+        read_request(plan)
+    except (KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged or of another version of this program: run the sweep again.")
+    return plan
+
+
+def read_request(plan: dict[str, Any]) -> Request:
+    """What was typed, as plan.json holds it."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan["request"].items()}
+    return Request(**values)
+
+
+def read_recipes(plan: dict[str, Any], origin: Path) -> list[Recipe]:
+    """The members' recipes."""
+    return [read_recipe(json.dumps(member["settings"]), str(origin / PLAN)) for member in plan["members"]]

@@ -1,0 +1,277 @@
+"""Submit a sweep to a cluster: a job that prepares, an array for each recipe, a final job after all of them."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medlaunch.follow import follow, show_table
+from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
+from medlaunch.options import find_sweep
+from medlaunch.plan import PLAN, Request, make_plan, read_plan, read_recipes, read_request, write_plan
+from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
+from medslurm import commands, snapshot, submit
+from medslurm.cluster import HERE, Cluster, minutes, read_cluster
+from medslurm.commands import ClusterError
+from medslurm.submit import Array
+from medtrain.errors import UserError
+from medtrain.files import read_json
+from medtrain.lock import locked
+from medtrain.recipe import Recipe
+from medtrain.results import to_markdown
+
+HEAD = ("job", "tasks", "at once", "nodes", "processes", "GPUs", "wall time", "GPU-hours", "starts after")
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What is to be submitted; `folders` names the members of each array's tasks."""
+
+    cluster: Cluster
+    prepare: Array | None
+    arrays: Sequence[Array]
+    folders: Sequence[Sequence[str]]
+    finish: Array
+
+    @property
+    def all(self) -> list[Array]:
+        """In the order of submission."""
+        return [*([self.prepare] if self.prepare else []), *self.arrays, self.finish]
+
+    @property
+    def gpu_hours(self) -> float:
+        """At most, if nothing is requeued."""
+        return sum(array.gpu_hours(self.cluster) for array in self.all)
+
+
+@contextlib.contextmanager
+def slurms_words() -> Iterator[None]:
+    """SLURM's refusals are the user's to mend."""
+    try:
+        yield
+    except ClusterError as error:
+        raise UserError(str(error)) from None
+
+
+def open_cluster(request: Request, known: dict[str, Any] | None = None) -> Cluster:
+    """The request's cluster with its --time and --throttle. `known` is one that an earlier submission found by itself,
+    for when this is typed outside of a batch job.
+    """
+    file = Path(request.cluster_file) if request.cluster_file else None
+    if request.cluster == HERE and known and "SLURM_JOB_ID" not in os.environ:
+        cluster = Cluster(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    else:
+        cluster = read_cluster(request.cluster, file)
+    if request.time:
+        if minutes(request.time) is None:
+            raise UserError(f"--time {request.time} is no time: write it as 12:00:00 or 2-00:00:00.")
+        cluster = replace(cluster, time=request.time)
+    if cluster.gpus_per_node and request.processes > cluster.gpus_per_node:
+        raise UserError(
+            f"--processes {request.processes}: a node of {cluster.name} has {cluster.gpus_per_node} GPUs, one for each."
+        )
+    return replace(cluster, throttle=request.throttle or cluster.throttle)
+
+
+def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missing: set[str], cluster: Cluster,
+              prepare: bool) -> Jobs:  # fmt: skip
+    """The jobs that are needed for the missing members."""
+    request = read_request(plan)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
+    arrays, folders = [], []
+    for recipe_name in dict.fromkeys(recipe.name for recipe in recipes):
+        mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
+                if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
+        if mine:
+            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s) for r, f in mine]
+            arrays.append(Array(f"{name}-{recipe_name}", calls, cluster.time, cluster.partition, request.nodes,
+                                request.processes, throttle=cluster.throttle))  # fmt: skip
+            folders.append([f for _, f in mine])
+    before = Array(f"{name}-prepare", [PrepareJob(str(out))], cluster.cpu_time or cluster.time,
+                   cluster.cpu_partition or cluster.partition, gpus=False)  # fmt: skip
+    last = Array(f"{name}-finish", [FinishJob(str(out), request.weights)], cluster.time, cluster.partition)
+    return Jobs(cluster, before if prepare else None, arrays, folders, last)
+
+
+def table(jobs: Jobs) -> str:
+    """The plan as a table."""
+    lines: list[list[object]] = []
+    for array in jobs.all:
+        tasks = len(array.calls)
+        waits = "the members, however they ended" if array is jobs.finish else (
+            "prepare has succeeded" if jobs.prepare and array is not jobs.prepare else "")  # fmt: skip
+        hours = f"{array.gpu_hours(jobs.cluster):g}"
+        lines.append([array.name, tasks, min(array.throttle or tasks, tasks), array.nodes, array.processes,
+                      array.gpus_per_node(jobs.cluster), array.time, hours, waits])  # fmt: skip
+    members = sum(len(array.calls) for array in jobs.arrays)
+    total = f"{members} members, at most {jobs.gpu_hours:g} GPU-hours if none is requeued."
+    return to_markdown([HEAD, *lines], [total])
+
+
+def run(out: Path, request: Request | None, *, resume: bool, dry_run: bool = False, max_gpu_hours: float | None = None,
+        following: bool = False, every_s: float = 10.0) -> int:  # fmt: skip
+    """Plan and submit a sweep (or, with `resume`, what it lacks), and follow it if asked; returns the exit code."""
+    out = out.absolute()
+    if "%" in str(out):
+        raise UserError(f"{out} has a %, which SLURM reads as a pattern in the names of log files: take another --out.")
+    with slurms_words():
+        plan = _plan(out, request, resume)
+        request = read_request(plan)
+        cluster = open_cluster(request, plan.get("cluster"))
+        recipes = read_recipes(plan, out)
+        if dry_run:
+            jobs = make_jobs(out, plan, recipes, {m["folder"] for m in plan["members"]}, cluster, prepare=True)
+            _print_dry(jobs, out)
+            _budget(jobs, max_gpu_hours)
+            return 0
+        submitted = read_jobs(out)
+        states, _ = commands.states(job.job for job in submitted)
+        live = {job.job for job in submitted if job.job in states and states[job.job].active}
+        if live and not resume:
+            raise UserError(
+                f"{out} has jobs that wait or run ({', '.join(sorted(live)[:3])}{', …' if len(live) > 3 else ''}): "
+                f"look with launch/status.py, go on with --resume {out}, or give another --out."
+            )
+        missing = _missing(out, plan, submitted, live)
+        if not missing and not _needs_finish(out, live, submitted):
+            running = sum(job.kind == "train" for job in submitted if job.job in live)
+            print(f"nothing is missing in {out}" + (f", {running} members wait or run" if running else ""))
+            return follow(out, every_s) if following and live else _finished(out, plan)
+        jobs = make_jobs(out, plan, recipes, missing, cluster, prepare=bool(missing) and not _is_prepared(out, live))
+        print(table(jobs), flush=True)
+        _budget(jobs, max_gpu_hours)
+        with locked(out, "submitting this sweep"):
+            (out / "jobs").mkdir(exist_ok=True)
+            for array in jobs.all:
+                submit.check(cluster, array, out / "jobs")
+            write_plan(out, {**plan, "cluster": dataclasses.asdict(cluster)})
+            _submit(out, jobs, submitted, live)
+    print(f"look:   python launch/status.py {out}\ncancel: python launch/sweep.py cancel {out}", flush=True)
+    return follow(out, every_s) if following else 0
+
+
+def _plan(out: Path, request: Request | None, resume: bool) -> dict[str, Any]:
+    if resume:
+        plan = read_plan(out)
+        asked = read_request(plan)
+        if request and request.cluster:  # another cluster may go on with it
+            asked = replace(asked, cluster=request.cluster, cluster_file=request.cluster_file, time=request.time,
+                            throttle=request.throttle)  # fmt: skip
+        if not asked.cluster:
+            raise UserError(f"{out} was run on one machine: name a --cluster, or run the same command again there.")
+        return {**plan, "request": asked.__dict__}
+    assert request is not None
+    door = find_sweep(request.sweep)
+    recipes = request.recipes()
+    door.check_early(recipes)
+    for recipe in recipes:
+        share = request.nodes * request.processes * recipe.train.accumulate
+        if recipe.train.batch % share:
+            raise UserError(f"{recipe.name} can not share its batch: --set train.batch={share}.")
+    source = door.look(Path(request.data), request.label_map)
+    plan = make_plan(request, door.expand(recipes, source, request.cancers))
+    if (out / PLAN).is_file():
+        there = read_plan(out)
+        if [m["folder"] for m in there["members"]] != [m["folder"] for m in plan["members"]]:
+            raise UserError(f"{out} holds another sweep: give another --out, or the options that it was made with.")
+    return plan
+
+
+def _missing(out: Path, plan: dict[str, Any], submitted: Sequence[Submitted], live: set[str]) -> set[str]:
+    jobs = latest(submitted, "train")
+    return {
+        member.folder
+        for member in standings(out, plan, {})
+        if member.state != "done" and not (member.folder in jobs and jobs[member.folder].job in live)
+    }
+
+
+def _needs_finish(out: Path, live: set[str], submitted: Sequence[Submitted]) -> bool:
+    final = latest(submitted, "finish").get("")
+    if final and final.job in live:
+        return False
+    path = out / "finish.json"
+    told = read_json(path) if path.is_file() else {}
+    return told.get("status") != "done" or bool(told.get("missing"))
+
+
+def _finished(out: Path, plan: dict[str, Any]) -> int:
+    if not (out / "table.md").is_file():
+        return 0
+    show_table(out, plan)
+    return 3 if read_json(out / "finish.json").get("missing") else 0
+
+
+def _is_prepared(out: Path, live: set[str]) -> bool:
+    if (out / "prepared.json").is_file() and any(out.glob("*.h5")):
+        return True
+    job = latest(read_jobs(out), "prepare").get("")
+    return bool(job and job.job in live)
+
+
+def _budget(jobs: Jobs, most: float | None) -> None:
+    if most is not None and jobs.gpu_hours > most:
+        raise UserError(
+            f"the plan takes up to {jobs.gpu_hours:g} GPU-hours, more than --max-gpu-hours {most:g}: "
+            "lower --time, --seeds, --folds or --models."
+        )
+
+
+def _print_dry(jobs: Jobs, out: Path) -> None:
+    print(table(jobs))
+    for array in jobs.all:
+        after = "" if array is jobs.all[0] else "afterany:JOBS" if array is jobs.finish else "afterok:PREPARE"
+        print(f"# ---- {array.name}\n{submit.text(jobs.cluster, array, out / 'jobs', out / 'code' / 'NOW', after)}")
+
+
+def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
+    """Submit in order, noting each array at once, so that a crash in between loses no job."""
+    import medcls
+    import medlaunch
+    import medseg
+    import medslurm
+    import medtrain
+
+    packages = {m.__name__: Path(next(iter(m.__path__))) for m in (medtrain, medseg, medcls, medlaunch, medslurm)}
+    code = snapshot.take(out / "code", packages)
+    folder, cluster = out / "jobs", jobs.cluster
+    old = latest(submitted, "finish").get("")
+    if old and old.job in live:  # the new one waits for what the old one waited for, too
+        commands.cancel([old.job])
+
+    def note(kind: str, ids: Sequence[str], folders: Sequence[str]) -> None:
+        add_jobs(out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
+                       for job, name in zip(ids, folders, strict=True)])  # fmt: skip
+        print(f"submitted {kind}: job {ids[0].split('_')[0]}" + (f", {len(ids)} tasks" if len(ids) > 1 else ""),
+              flush=True)  # fmt: skip
+
+    first = ""
+    waiting = [job.job for job in submitted if job.job in live and job.kind != "finish"]
+    if jobs.prepare:
+        ids = submit.submit(cluster, jobs.prepare, folder, code)
+        note("prepare", ids, [""])
+        first = submit.after("afterok", ids)
+    else:
+        first = submit.after("afterok", [job.job for job in submitted if job.job in live and job.kind == "prepare"])
+    for array, names in zip(jobs.arrays, jobs.folders, strict=True):
+        ids = submit.submit(cluster, array, folder, code, first)
+        note("train", ids, names)
+        waiting += ids
+    note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
+
+
+def cancel(out: Path) -> int:
+    """Cancel every job of a sweep that waits or runs; what is trained stays."""
+    read_plan(out)
+    submitted = read_jobs(out)
+    with slurms_words():
+        states, notes = commands.states(job.job for job in submitted)
+        live = [job.job for job in submitted if job.job in states and states[job.job].active]
+        commands.cancel(live)
+    for told in notes:
+        print(f"note: {told}")
+    print(f"{len(live)} jobs of {out} cancelled; --resume goes on from what is saved")
+    return 0

@@ -1,0 +1,178 @@
+"""Where a sweep stands: every member from its own files, and from SLURM where it answers."""
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medslurm import commands
+from medslurm.commands import JobState
+from medslurm.local import last_error
+from medtrain.errors import UserError
+from medtrain.files import write_json, write_text
+from medtrain.progress import duration
+from medtrain.results import to_csv
+
+JOBS = "jobs.csv"
+COLUMNS = ("kind", "job", "folder", "log", "code")
+SILENT_S = 900.0
+HEAD = ("member", "state", "SLURM", "step", "epoch", "left", "score", "restarts", "node", "log")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A line of jobs.csv: a job of kind prepare, train or finish; `folder` names the member."""
+
+    kind: str
+    job: str
+    folder: str
+    log: str
+    code: str
+
+
+def read_jobs(sweep: Path) -> list[Submitted]:
+    """What was submitted for a sweep, oldest first; none where nothing was."""
+    path = sweep / JOBS
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))
+    try:
+        if tuple(lines[0]) != COLUMNS:
+            raise ValueError
+        return [Submitted(*line) for line in lines[1:]]
+    except (IndexError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: take it from an intact copy, or remove it once no job runs.") from None
+
+
+def add_jobs(sweep: Path, jobs: Sequence[Submitted]) -> None:
+    """Add lines to jobs.csv."""
+    everything = [*read_jobs(sweep), *jobs]
+    write_text(sweep / JOBS, to_csv([COLUMNS, *([j.kind, j.job, j.folder, j.log, j.code] for j in everything)]))
+
+
+def latest(jobs: Sequence[Submitted], kind: str) -> dict[str, Submitted]:
+    """The newest job of each member (or of the sweep, under "")."""
+    return {job.folder: job for job in jobs if job.kind == kind}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One member: `state` is done, failed, running, requeued, waiting, lost, silent or not started."""
+
+    label: str
+    folder: str
+    state: str
+    slurm: str = ""
+    step: int = 0
+    total: int = 0
+    epoch: float = 0.0
+    left_s: float | None = None
+    score: str = ""
+    restarts: int = 0
+    node: str = ""
+    log: str = ""
+    reason: str = ""
+
+    def cells(self) -> list[str]:
+        """As a line of the table under HEAD."""
+        steps = f"{self.step}/{self.total}" if self.total else ""
+        left = duration(self.left_s) if self.left_s is not None and self.state == "running" else ""
+        return [self.label, self.state, self.slurm, steps, f"{self.epoch:.1f}" if self.total else "", left, self.score,
+                str(self.restarts or ""), self.node, self.log]  # fmt: skip
+
+
+def standings(sweep: Path, plan: Mapping[str, Any], states: Mapping[str, JobState]) -> list[Standing]:
+    """Every member of the plan, in its order; `states` may be empty, then the files alone speak."""
+    jobs = latest(read_jobs(sweep), "train")
+    return [_standing(sweep, member, jobs.get(member["folder"]), states) for member in plan["members"]]
+
+
+def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | None,
+              states: Mapping[str, JobState]) -> Standing:  # fmt: skip
+    run = sweep / member["folder"]
+    status, job, done, failed = (_maybe(run / f"{name}.json") for name in ("status", "job", "done", "failed"))
+    slurm = states.get(submitted.job) if submitted else None
+    scores = done.get("scores") or status.get("scores") or {}
+    name, value = next(iter(scores.items()), ("", 0.0))
+    log = job.get("log") or (submitted.log if submitted else "")
+    age = time.time() - status.get("time", 0)
+    state, reason = _state(slurm, status, job, done, failed, age)
+    if state == "lost":
+        reason = _last_words(log) or reason
+    waits = f" ({slurm.reason})" if slurm and slurm.state == "PENDING" and slurm.reason else ""
+    left = status.get("left_s")
+    return Standing(
+        label=member["label"], folder=member["folder"], state=state,
+        slurm=(slurm.state + waits) if slurm else "", step=done.get("steps") or status.get("step", 0),
+        total=done.get("steps") or status.get("total", 0), epoch=done.get("epochs") or status.get("epoch", 0.0),
+        left_s=max(0.0, left - age) if left is not None else None, score=f"{name} {value:.3f}" if name else "",
+        restarts=max(0, job.get("starts", 1) - 1),
+        node=(slurm.node if slurm and slurm.node else ",".join(job.get("nodes", []))), log=log, reason=reason,
+    )  # fmt: skip
+
+
+def _maybe(path: Path) -> dict[str, Any]:
+    # opened, not asked for first: a thousand members are read from a network file system
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _state(slurm: JobState | None, status: dict[str, Any], job: dict[str, Any], done: dict[str, Any],
+           failed: dict[str, Any], age: float) -> tuple[str, str]:  # fmt: skip
+    if done:
+        return "done", ""
+    if slurm and slurm.active:
+        if slurm.state == "RUNNING":
+            silent = status and age > SILENT_S
+            return "running", f"no word from it for {duration(age)}" if silent else ""
+        return ("requeued" if job else "waiting"), ""
+    if failed:
+        return "failed", str(failed.get("reason", ""))
+    if slurm:
+        return "lost", commands.why_ended(slurm)
+    if status and age < SILENT_S:
+        return "running", ""
+    if status or job:
+        return "silent", f"no word from it for {duration(age)}" if status else "no word from it"
+    return "not started", ""
+
+
+def _last_words(log: str) -> str:
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 20_000))
+            return last_error(file.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
+
+
+def settle(sweep: Path, plan: Mapping[str, Any]) -> None:
+    """Write failed.json for members that ended without one, so that the tables give a reason."""
+    states, _ = commands.states(job.job for job in read_jobs(sweep))
+    prepare = _maybe(sweep / "prepare_failed.json")
+    for standing in standings(sweep, plan, states):
+        if standing.state in ("done", "failed", "running", "requeued"):
+            continue
+        reason = standing.reason or "it never reported"
+        if prepare and standing.restarts == 0 and not standing.step:
+            reason = f"the data could not be prepared: {prepare.get('reason')}"
+        write_json(sweep / standing.folder / "failed.json", {"status": "failed", "reason": reason[:300]})
+
+
+def counts(members: Sequence[Standing]) -> str:
+    """How many members are in which state, in words."""
+    states = [member.state for member in members]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

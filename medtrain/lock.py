@@ -1,0 +1,108 @@
+"""A lock on a folder that several machines see: one writer, told by name, and a dead one's lock is recognised."""
+
+import getpass
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medtrain.errors import UserError
+
+NAME = "lock.json"
+BEAT_S, STALE_S = 20.0, 120.0
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of a folder while `doing` something; raises UserError that names the holder.
+
+    A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
+    minutes; a stale one is taken over.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": _user(), "doing": doing, "since": time.time()}
+    for _ in range(5):
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            break
+        except FileExistsError:
+            _remove_stale(path)
+    else:
+        raise UserError(f"{path} can not be taken: another process takes it again and again; try later.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(mine, file)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        path.unlink(missing_ok=True)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the lock of a folder, or None; `stale` tells whether its owner is dead."""
+    path = folder / NAME
+    try:
+        age = time.time() - path.stat().st_mtime
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told["stale"] = age > STALE_S
+        if told["host"] == socket.gethostname():
+            told["stale"] = not _lives(int(told["pid"]))
+        return told
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        # cut short while it was written, by a process that is no more unless it is very young
+        return {"host": "?", "pid": 0, "user": "?", "doing": "?", "stale": age > BEAT_S}
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_stale(path: Path) -> None:
+    held = holder(path.parent)
+    if held is None:
+        return
+    if not held["stale"]:
+        raise UserError(
+            f"{path.parent} is in use: {held['user']} on {held['host']} (process {held['pid']}) is {held['doing']}; "
+            "wait for that to end, or give another --out."
+        )
+    # renamed first: of two that find it stale only one takes it away
+    aside = path.with_name(f".{NAME}.{os.getpid()}")
+    try:
+        os.rename(path, aside)
+        aside.unlink()
+    except FileNotFoundError:
+        pass

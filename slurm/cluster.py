@@ -1,0 +1,187 @@
+"""Clusters as users describe them, in a small TOML file, and as a batch job finds the one that it runs on."""
+
+import dataclasses
+import difflib
+import os
+import re
+import shlex
+import sys
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medslurm import commands
+from medslurm.commands import ClusterError
+
+DEFAULT_FILE = "~/.config/medtrain/clusters.toml"
+HERE = "here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """One table of the file. `mem` is of a node, as sbatch takes it; times are SLURM's, such as 1-12:00:00.
+
+    A member's job gets `gpus_per_node` GPUs at most and `cpus_per_gpu` CPUs for each process; without GPUs (0) that
+    many CPUs a process. The job that prepares data asks for no GPU, `cpu_time` (default: `time`), and goes to
+    `cpu_partition` (default: `partition`).
+    `setup` holds lines of shell that run before Python on the node, `sbatch` further options of sbatch by name.
+    """
+
+    name: str
+    partition: str = ""
+    cpu_partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    gpus_per_node: int = 1
+    gpu_type: str = ""
+    gpus_as: Literal["gres", "gpus-per-node"] = "gres"
+    cpus_per_gpu: int = 8
+    mem: str = ""
+    time: str = "24:00:00"
+    cpu_time: str = ""
+    throttle: int = 0
+    signal_s: int = 120
+    modules: tuple[str, ...] = ()
+    venv: str = ""
+    python: str = ""
+    container: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    file: str = field(default="", compare=False)
+    lines: dict[str, int] = field(default_factory=dict, compare=False)
+
+    def where(self, key: str) -> str:
+        """The place of a key for an error message: file and line, or the cluster's name."""
+        if key in self.lines:
+            return f"{self.file}, line {self.lines[key]} ({key} = {getattr(self, key)!r})"
+        return f"cluster {self.name}" + (f" of {self.file}" if self.file else "")
+
+    def python_command(self) -> str:
+        """The shell words that start Python on a node."""
+        own = f"{self.venv}/bin/python" if self.venv else sys.executable
+        return shlex.join([*self.container, self.python or ("python" if self.container else own)])
+
+    def setup_lines(self) -> list[str]:
+        """Shell lines before Python starts."""
+        lines = [f"module load {shlex.quote(module)}" for module in self.modules]
+        if self.venv and not self.container:
+            lines.append(f". {shlex.quote(self.venv + '/bin/activate')}")
+        return [*lines, *self.setup]
+
+
+KEYS = {f.name: f for f in dataclasses.fields(Cluster) if f.name not in ("name", "file", "lines")}
+
+
+def read_cluster(name: str, file: Path | None = None) -> Cluster:
+    """The cluster of that name; `here` is the one that this batch job runs on, unless the file has one of that name.
+
+    Raises ClusterError for a file, table or key that is not there, with the right ones.
+    """
+    path = (file or Path(DEFAULT_FILE)).expanduser()
+    if not path.is_file():
+        if name == HERE and file is None:
+            return here()
+        raise ClusterError(f"{path} is not there: describe the cluster in it as slurm/README.md shows.")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ClusterError(f"{path} is not TOML ({error}): correct that line.") from None
+    if name not in tables:
+        if name == HERE:
+            return here()
+        known = [key for key, value in tables.items() if isinstance(value, dict)]
+        raise ClusterError(f"{path} has no cluster {name!r}: it describes {', '.join(known) or 'none'}.")
+    if not isinstance(tables[name], dict):
+        raise ClusterError(f"{path}: {name} is no table: write [{name}] and its keys below.")
+    lines = _lines(text, name)
+    values = {key: _typed(path, lines, name, key, value) for key, value in tables[name].items()}
+    return _checked(Cluster(name=name, file=str(path), lines=lines, **values))
+
+
+def _typed(path: Path, lines: dict[str, int], table: str, key: str, value: Any) -> Any:
+    place = f"{path}, line {lines.get(key, 1)}"
+    if key not in KEYS:
+        near = difflib.get_close_matches(key, KEYS, 3, 0.5) or list(KEYS)
+        raise ClusterError(f"{place}: there is no key {key!r}: choose {', '.join(near)}.")
+    wanted = KEYS[key].type
+    if wanted is str and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # mem = 64000
+    if typing.get_origin(wanted) is tuple:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ClusterError(f"{place}: {key} must be a list of texts.")
+    if typing.get_origin(wanted) is Literal:
+        if value in typing.get_args(wanted):
+            return value
+        raise ClusterError(f"{place}: {key} must be one of {', '.join(typing.get_args(wanted))}.")
+    kind = typing.get_origin(wanted) or wanted
+    if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
+        words = {int: "a whole number", str: "a text", dict: "a table"}
+        raise ClusterError(f"{place}: {key} must be {words[kind]}.")  # type: ignore[index]
+    return value
+
+
+def _checked(cluster: Cluster) -> Cluster:
+    for key in ("time", "cpu_time"):
+        if getattr(cluster, key) and minutes(getattr(cluster, key)) is None:
+            raise ClusterError(f"{cluster.where(key)} is no time: write it as 12:00:00 or 2-00:00:00.")
+    for key, least in (("gpus_per_node", 0), ("cpus_per_gpu", 1), ("throttle", 0), ("signal_s", 1)):
+        if getattr(cluster, key) < least:
+            raise ClusterError(f"{cluster.where(key)} must be at least {least}.")
+    if cluster.mem and not re.fullmatch(r"\d+[KMGT]?B?", cluster.mem, re.IGNORECASE):
+        raise ClusterError(f"{cluster.where('mem')} is no memory: write it as 64G.")
+    return cluster
+
+
+def _lines(text: str, table: str) -> dict[str, int]:
+    """Where each key of a table stands, counted from 1; for messages only."""
+    found: dict[str, int] = {}
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        head = re.match(r"\s*\[\s*[\"']?([^\]\"']+)[\"']?\s*\]", line)
+        if head:
+            inside = head.group(1).strip() == table
+        key = re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line)
+        if inside and key:
+            found.setdefault(key.group(1), number)
+    return found
+
+
+def minutes(time: str) -> int | None:
+    """A SLURM time in whole minutes, rounded up; None where it is none. Forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    if time.upper() in ("UNLIMITED", "INFINITE"):
+        return 60 * 24 * 365
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not match:
+        return None
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, mins, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:
+        hours, mins, seconds = 0, *[*numbers, 0][:2]
+    total = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + seconds
+    return -(-total // 60) or None
+
+
+def here() -> Cluster:
+    """The cluster that this batch job runs on: its partition, account and QOS, and what its nodes have."""
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ClusterError(
+            f"--cluster {HERE} is the cluster of the batch job that it is typed in: name one of {DEFAULT_FILE}."
+        )
+    partition = os.environ.get("SLURM_JOB_PARTITION", "")
+    cpus, gpus = commands.node_kinds(partition)
+    return Cluster(
+        name=HERE, partition=partition, account=os.environ.get("SLURM_JOB_ACCOUNT", ""),
+        qos=os.environ.get("SLURM_JOB_QOS", "") if os.environ.get("SLURM_JOB_QOS") != "normal" else "",
+        gpus_per_node=gpus, cpus_per_gpu=max(1, min(8, cpus // max(1, gpus))), time=commands.longest(partition),
+    )  # fmt: skip

@@ -1,0 +1,193 @@
+"""SLURM's programs, called with bounds: what they refuse is passed on in their own words, states are read as values."""
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_S = 60
+# A controller that restarts is back within this; a call is tried so long.
+PATIENCE_S = 60
+ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
+          "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED"}  # fmt: skip
+UNREACHABLE = re.compile("unable to contact|connection refused|socket timed out|unexpected message|communication", re.I)
+
+
+class ClusterError(Exception):
+    """SLURM or the cluster's description refuses something. The message is one sentence."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM says of a job or array task. `reason` is why it waits; `code` its exit code as `1:0`."""
+
+    state: str
+    reason: str = ""
+    node: str = ""
+    code: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it still waits or runs."""
+        return self.state in ACTIVE
+
+
+def call(words: Sequence[str], patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's programs; while the controller can not be reached it is tried again. Raises ClusterError where
+    the program is not there.
+    """
+    if shutil.which(words[0]) is None:
+        raise ClusterError(f"{words[0]} is not on PATH: type this on a login node of the cluster, or leave --cluster.")
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+                                  stdin=subprocess.DEVNULL)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            done = subprocess.CompletedProcess(list(words), 1, "", f"{words[0]} did not answer in {TIMEOUT_S} s")
+        if done.returncode == 0 or not UNREACHABLE.search(done.stderr) or time.monotonic() > end:
+            return done
+        time.sleep(2)
+
+
+def words_of(done: subprocess.CompletedProcess[str]) -> str:
+    """What a program said when it refused, in one line without its own name."""
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    told = [re.sub(r"^\w+: (error: )?", "", line) for line in lines]
+    return "; ".join(dict.fromkeys(told))[:300] or f"exit status {done.returncode}"
+
+
+def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:
+    """(state by job id, such as 12 or 12_3; notes) of jobs and of every task of array jobs.
+
+    The queue is asked first, then accounting for what has left it. Where one of them does not answer, a note says so
+    and the others stand in.
+    """
+    ids = sorted({job.split("_")[0] for job in jobs}, key=int)
+    if not ids:
+        return {}, []
+    notes: list[str] = []
+    found: dict[str, JobState] = {}
+    queue = _ask(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"])
+    if queue is None or (queue.returncode and "Invalid job id" not in queue.stderr):
+        notes.append(f"squeue does not answer ({words_of(queue) if queue else 'not on PATH'})")
+    else:
+        found |= _parsed(queue.stdout, ("id", "state", "reason", "node"))
+    told = _ask(["sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID%40,State%30,NodeList%200,ExitCode"])
+    if told is None or told.returncode:
+        why = words_of(told) if told else "not on PATH"
+        notes.append(f"sacct does not answer ({why}): states are of squeue, scontrol and the members' own files")
+        for number in ids:
+            found |= {job: state for job, state in _controller(number).items() if job not in found or state.code}
+    else:
+        accounted = _parsed(told.stdout, ("id", "state", "node", "code"))
+        # accounting lags behind the queue for what still moves
+        found |= {job: state for job, state in accounted.items() if job not in found or not found[job].active}
+    return found, notes
+
+
+def _ask(words: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return call(words, patience_s=0)
+    except ClusterError:
+        return None
+
+
+def _parsed(text: str, names: Sequence[str]) -> dict[str, JobState]:
+    found: dict[str, JobState] = {}
+    for line in text.splitlines():
+        values = dict(zip(names, (part.strip() for part in line.split("|")), strict=False))
+        state = values.get("state", "").split(" ")[0].rstrip("+")
+        if not state:
+            continue
+        node = "" if values.get("node") in (None, "None assigned", "(null)") else values["node"]
+        made = JobState(state, "" if values.get("reason") in (None, "None") else values["reason"], node,
+                        values.get("code", ""))  # fmt: skip
+        for job in expand(values["id"]):
+            found[job] = made
+    return found
+
+
+def expand(job: str) -> list[str]:
+    """12_[0-2,5%3] as 12_0, 12_1, 12_2, 12_5; any other id as itself."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
+    if not match:
+        return [job]
+    numbers: list[int] = []
+    for part in match.group(2).split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return [f"{match.group(1)}_{n}" for n in numbers]
+
+
+def _controller(job: str) -> dict[str, JobState]:
+    """What the controller still remembers of a job and its tasks."""
+    told = _ask(["scontrol", "-o", "show", "job", job])
+    found: dict[str, JobState] = {}
+    for line in (told.stdout if told else "").splitlines():
+        values = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+        if "JobState" not in values:
+            continue
+        task = values.get("ArrayTaskId", "")
+        name = f"{values['ArrayJobId']}_[{task}]" if "-" in task or "," in task else (
+            f"{values['ArrayJobId']}_{task}" if task else values.get("JobId", ""))  # fmt: skip
+        node = values.get("NodeList", "")
+        state = JobState(values["JobState"], values.get("Reason", ""), "" if node == "(null)" else node,
+                         values.get("ExitCode", ""))  # fmt: skip
+        found |= dict.fromkeys(expand(name), state)
+    return found
+
+
+def why_ended(state: JobState) -> str:
+    """A job's end that it could not tell of itself, in words."""
+    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and state.code == "0:9"):
+        return f"killed, most likely out of memory (SLURM: {state.state} {state.code})"
+    words = {"TIMEOUT": "ended by the time limit", "CANCELLED": "cancelled", "NODE_FAIL": "its node failed",
+             "PREEMPTED": "preempted and not requeued"}  # fmt: skip
+    if state.state in words:
+        return f"{words[state.state]} (SLURM: {state.state})"
+    where = f" on {state.node}" if state.node else ""
+    return f"ended{where} without a word (SLURM: {state.state}{' ' + state.code if state.code else ''})"
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Cancel jobs with all their tasks; raises ClusterError in SLURM's words."""
+    ids = sorted({job.split("_")[0] for job in jobs}, key=int)
+    if ids:
+        done = call(["scancel", *ids])
+        if done.returncode:
+            raise ClusterError(f"scancel refuses: {words_of(done)}.")
+
+
+def config(key: str) -> str:
+    """A value of the controller's configuration; "" where it does not tell."""
+    done = _ask(["scontrol", "show", "config"])
+    match = re.search(rf"^{key}\s*=\s*(\S+)", done.stdout if done else "", re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+def partition(name: str) -> dict[str, str]:
+    """What the controller says of a partition; raises ClusterError in SLURM's words."""
+    done = call(["scontrol", "-o", "show", "partition", name])
+    if done.returncode:
+        raise ClusterError(words_of(done))
+    return dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair)
+
+
+def longest(name: str) -> str:
+    """The longest time that a partition allows, at most a day."""
+    limit = partition(name).get("MaxTime", "UNLIMITED") if name else "UNLIMITED"
+    return "24:00:00" if limit == "UNLIMITED" or re.match(r"\d+-", limit) else limit
+
+
+def node_kinds(name: str) -> tuple[int, int]:
+    """(CPUs, GPUs) of the smallest node of a partition."""
+    done = call(["sinfo", "-h", "-N", "-o", "%c|%G", *(["-p", name] if name else [])])
+    kinds = set()
+    for line in done.stdout.splitlines():
+        cpus, _, gres = line.partition("|")
+        counts = re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", gres)
+        kinds.add((int(re.sub(r"\D", "", cpus) or 1), sum(map(int, counts))))
+    return min(kinds) if kinds else (1, 0)

@@ -1,0 +1,137 @@
+"""A job as it sees itself on its nodes: ranks from SLURM's variables, and what it does when SLURM warns it.
+
+SLURM sends USR2 before a time limit or a preemption, to every task; TERM comes with `scancel` and with preemptions that
+give no warning. A job asks to be requeued itself, because SLURM requeues neither what a time limit ended nor what ends
+by itself while it is preempted.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+WARNING, END = "warning", "end"
+# What a step, a validation or a scan may take after the warning before the job is requeued as it is.
+MARGIN_S = 30
+
+
+@dataclass(frozen=True)
+class ThisJob:
+    """This process's place. `name` is the id as users type it (12_3), `raw` the one of SLURM's variables."""
+
+    name: str
+    raw: str
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    node: str
+    nodes: tuple[str, ...]
+    restarts: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for the job."""
+        return self.rank == 0
+
+    def export_ranks(self) -> None:
+        """Set RANK and the others as torchrun does; MASTER_ADDR is the first node, and no port is chosen: rank 0 tells
+        the others the one that it was given (see `medtrain.distributed`).
+        """
+        os.environ |= {
+            "RANK": str(self.rank), "WORLD_SIZE": str(self.world), "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world), "MASTER_ADDR": self.nodes[0],
+        }  # fmt: skip
+
+    def requeue(self) -> bool:
+        """Ask SLURM to run this job again; False where it refuses, as when it is requeued already."""
+        for _ in range(10):
+            done = subprocess.run(["scontrol", "requeue", self.raw], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                print(f"requeued job {self.name}", flush=True)
+                return True
+            print(f"scontrol requeue {self.raw}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            if "contact" not in done.stderr and "timed out" not in done.stderr:
+                return False
+            time.sleep(3)  # the controller restarts
+        return False
+
+    def leave(self, told: str) -> NoReturn:
+        """End this process after `told` (WARNING or END); rank 0 has the job requeued after a warning.
+
+        At once and with status 0: a status would make srun kill the others before rank 0 has asked, and libraries may
+        wait for a network that is no more.
+        """
+        if told == WARNING and self.is_main:
+            self.requeue()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if told == WARNING else 143)
+
+
+def this_job() -> ThisJob | None:
+    """Where this process runs, or None outside a job that submitit started on SLURM."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or "SLURM_JOB_ID" not in os.environ:
+        return None
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    env = SlurmJobEnvironment()
+    nodes = tuple(env.hostnames)
+    return ThisJob(
+        name=env.job_id, raw=os.environ["SLURM_JOB_ID"], rank=env.global_rank, world=env.num_tasks,
+        local_rank=env.local_rank, local_world=max(1, env.num_tasks // env.num_nodes),
+        node=os.environ.get("SLURMD_NODENAME", env.hostname), nodes=nodes,
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )  # fmt: skip
+
+
+class Warned:
+    """Listens to SLURM's signals: `told` is "", WARNING or END, for the job to ask between two steps.
+
+    `patience_s` after a warning rank 0 gives up waiting for such a moment and has the job requeued as it is; `stuck` is
+    called just before.
+    """
+
+    def __init__(self, job: ThisJob, patience_s: float, stuck: Callable[[], None] | None = None):
+        self.job, self.patience_s, self.stuck, self.told = job, patience_s, stuck, ""
+        signal.signal(signal.SIGUSR2, self._warning)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def __call__(self) -> bool:
+        """Whether the job should save and leave."""
+        return bool(self.told)
+
+    def _warning(self, number: int, frame: object) -> None:
+        if self.told:
+            return
+        self.told = WARNING
+        print(f"SLURM warns job {self.job.name} on {self.job.node}", flush=True)
+        if self.job.is_main:
+            timer = threading.Timer(self.patience_s, self._give_up)
+            timer.daemon = True
+            timer.start()
+
+    def _end(self, number: int, frame: object) -> None:
+        self.told = self.told or END
+
+    def _give_up(self) -> None:
+        print(f"no step ended within {self.patience_s:.0f} s of the warning", flush=True)
+        if self.stuck:
+            self.stuck()
+        self.job.leave(WARNING)
+
+
+def patience(signal_s: int) -> float:
+    """How long a job may look for a good moment: less than SLURM gives it."""
+    return max(signal_s / 2, signal_s - MARGIN_S)
+
+
+def restart_on_warning(job: ThisJob) -> None:
+    """For work that may be cut anywhere and goes on by itself: a warning has it requeued at once."""
+    signal.signal(signal.SIGUSR2, lambda number, frame: job.leave(WARNING))
+    signal.signal(signal.SIGTERM, lambda number, frame: job.leave(END))
