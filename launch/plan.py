@@ -77,12 +77,10 @@ def _seeds(recipe: Recipe, seeds: int) -> list[list[str]]:
 def label(recipe: Recipe) -> str:
     """How the tables name a member: its recipe, and its fold and seed where these are not the usual ones."""
     data = recipe.data  # type: ignore[attr-defined]
-    parts = [recipe.name]
-    if getattr(data, "folds", 0) > 1:
-        parts.append(f"fold {data.fold}")
+    parts = [f"fold {data.fold}"] if getattr(data, "folds", 0) > 1 else []
     if recipe.train.seed:
         parts.append(f"seed {recipe.train.seed}")
-    return ", ".join(parts)
+    return f"{recipe.name} ({', '.join(parts)})" if parts else recipe.name
 
 
 def make_plan(request: Request, recipes: Sequence[Recipe], cache: str = CACHE) -> dict[str, Any]:

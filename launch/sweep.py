@@ -2,7 +2,7 @@
 
 `sweep.py brats --data DIR --out DIR` on this machine; a second call goes on where the first ended.
 `sweep.py brats --data DIR --out DIR --cluster NAME` submits it to SLURM, `sweep.py --resume DIR` what is missing of it;
-`sweep.py cancel DIR` cancels what waits or runs, `status.py DIR` shows where it stands.
+`sweep.py follow DIR` waits for its end, `sweep.py cancel DIR` cancels what waits or runs, `status.py DIR` shows it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from medlaunch import remote
-from medlaunch.follow import show_table
+from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_sweep, sweep_names
 from medlaunch.plan import Request, make_plan, write_plan
@@ -97,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     end_on_signals()
-    if words[:1] == ["cancel"]:
-        parser = argparse.ArgumentParser(prog="sweep.py cancel", description="Cancel the jobs of a sweep.")
+    if words[:1] in (["cancel"], ["follow"]):
+        parser = argparse.ArgumentParser(prog=f"sweep.py {words[0]}", description=f"{words[0]} the jobs of a sweep")
         parser.add_argument("sweep", type=Path, help="folder of the sweep")
-        return remote.cancel(parser.parse_args(words[1:]).sweep)
+        parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="how often to look")
+        chosen = parser.parse_args(words[1:])
+        return remote.cancel(chosen.sweep) if words[0] == "cancel" else follow(chosen.sweep, chosen.every)
     options = parse(words)
     request = request_of(options)
     if options.resume or (request and request.cluster):

@@ -86,8 +86,10 @@ medtrain_sweep() {
         echo "no --data given: making phantoms in $data"
         python "$root/launch/prepare.py" "$phantom" --out "$data" || return $?
     fi
-    if [ -n "${MEDTRAIN_BATCH:-}" ] && [ -f "$out/plan.json" ]; then
-        set -- --resume "$out" --follow # requeued, or submitted again for what is missing
+    if [ -n "${MEDTRAIN_BATCH:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -f "$out/jobs.csv" ]; then
+        set -- follow "$out"
+    elif [ -n "${MEDTRAIN_BATCH:-}" ] && [ -f "$out/plan.json" ]; then
+        set -- --resume "$out" --follow # submitted again: for what is missing
     else
         set -- "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"}
     fi
