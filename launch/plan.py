@@ -40,8 +40,7 @@ class Request:
 
     def recipes(self) -> list[Recipe]:
         """The sweep's recipes with overrides, chosen models, folds and seeds, in the order of the tables."""
-        door = find_sweep(self.sweep)
-        names = door.SWEEPS[self.sweep]
+        names = find_sweep(self.sweep).SWEEPS[self.sweep]
         base = [find_recipe(name).override(list(self.sets)) for name in names]
         if self.models:
             known = {recipe.model.name: recipe for recipe in base} | dict(zip(names, base, strict=True))
@@ -52,18 +51,16 @@ class Request:
         return [
             recipe.override([*fold, *seed])
             for recipe in base
-            for fold in _folds(door, self.folds)
+            for fold in _folds(self.folds)
             for seed in _seeds(recipe, self.seeds)
         ]
 
 
-def _folds(door: Any, folds: int) -> list[list[str]]:
+def _folds(folds: int) -> list[list[str]]:
     if folds == 0:
         return [[]]
     if folds < 2:
         raise UserError(f"--folds {folds}: give at least 2, or leave it out.")
-    if not door.HAS_FOLDS:
-        raise UserError("--folds belongs to the sweeps of scans: images have a test part of their own.")
     return [[f"data.folds={folds}", f"data.fold={fold}"] for fold in range(folds)]
 
 

@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override in every recipe")
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these of the sweep's models")
     parser.add_argument("--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe")
-    parser.add_argument("--folds", type=int, default=0, help="of scans: cross-validation with so many folds")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds")
     parser.add_argument("--label-map", default="auto", help="of scans: auto, msd, legacy, brats18 or brats23")
     parser.add_argument("--strict", action="store_true", help="stop at an image that can not be read")
     parser.add_argument("--cancers", nargs="+", default=[], metavar="NAME", help="of images: only these (default: all)")

@@ -25,7 +25,7 @@ def audit_lines(cache: ImageCache, parts: Sequence[ImageData]) -> list[list[obje
         line: list[object] = [choose_cancer(cache, data.cancer), len(images), int((count[inverse] > 1).sum())]
         for kind in ("group", "random"):
             try:
-                split = make_split(cache, replace(data, split=kind))
+                split = make_split(cache, replace(data, split=kind, fold=0, folds=0))
             except UserError:  # too few groups: that split does not exist
                 line += ["–", "–"]
                 continue

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 TASK = "multicancer"
 Recipe = ClsRecipe
 WORDS = "scores"
-HAS_FOLDS = False
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["HAS_FOLDS", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
            "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 

@@ -16,13 +16,16 @@ class ImageData:
     """Which images, how they are split, and the side in pixels that they are resized to.
 
     `cancer` names one of the data set's, "every" takes all their classes at once, "" the only one there is. `split`
-    "group" keeps near-duplicates on one side, "random" is the published way.
+    "group" keeps near-duplicates on one side, "random" is the published way. With `folds` the test part is fold `fold`
+    of so many.
     """
 
     cancer: str = ""
     size: int = within(224, 32)
     split: Literal["group", "random"] = "group"
     split_seed: int = 0
+    fold: int = within(0, 0)
+    folds: int = within(0, 0)
     val_fraction: float = within(0.15, 0.01, below=1)  # chooses the checkpoint and weighs the ensemble
     test_fraction: float = within(0.15, 0.01, below=1)
 

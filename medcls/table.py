@@ -64,7 +64,7 @@ def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) ->
     tables = []
     for cancer in cancers:
         mine = [m for m in members if recipes[m["folder"]].data.cancer == cancer]
-        tables.append(_cancer(sweep, cache, mine, recipes[mine[0]["folder"]]))
+        tables.append(_cancer(sweep, cache, mine, [recipes[m["folder"]] for m in mine]))
     published = read_published(sweep / "published.csv")
     foot = _foot(cache)
     names = [slug(table.cancer) for table in tables]
@@ -92,7 +92,9 @@ def _short(row: CaseRow, cancer: str) -> CaseRow:
     return CaseRow(member=f"{cancer}: {row.member}", case=row.case, part=row.part, scores=kept)
 
 
-def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]], recipe: ClsRecipe) -> CancerTable:
+def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
+            recipes: Sequence[ClsRecipe]) -> CancerTable:  # fmt: skip
+    """`recipes` are the members'. Members of one fold are averaged together and judged on its test images."""
     lines: list[Line] = []
     vals: dict[str, list[CaseRow]] = {}
     tests: dict[str, list[CaseRow]] = {}
@@ -109,13 +111,34 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]], r
         vals[name] = [row for row in rows if row.part == "val"]
         tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
         lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
+    missing = [line.member for line in lines if line.note.startswith("failed")]
     lines += _spread(lines, members)
-    if len(tests) > 1:
-        lines += _ensembles(vals, tests, [line.member for line in lines if line.note.startswith("failed")])
-    split = make_split(cache, recipe.data)
-    lines.append(Line(baseline.NAME, _baseline_rows(cache, recipe, split)))
-    _, _, classes = select(cache, recipe.data.cancer)
-    return CancerTable(recipe.data.cancer, lines, recipe.data.split, len(leaked_paths(cache, split)), classes)
+    together: list[list[Line]] = []
+    base: list[CaseRow] = []
+    leaked = 0
+    folds = {recipe.data.fold: recipe for recipe in recipes}
+    for fold, recipe in sorted(folds.items()):
+        labels = [m["label"] for m, r in zip(members, recipes, strict=True) if r.data.fold == fold]
+        mine = [name for name in labels if name in tests]
+        if len(mine) > 1:
+            together.append(_ensembles({n: vals[n] for n in mine}, {n: tests[n] for n in mine}))
+        split = make_split(cache, recipe.data)
+        leaked += len(leaked_paths(cache, split))
+        base += _baseline_rows(cache, recipe, split)
+    lines += _joined(together, missing)
+    lines.append(Line(baseline.NAME, base))
+    _, _, classes = select(cache, recipes[0].data.cancer)
+    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes)
+
+
+def _joined(folds: Sequence[Sequence[Line]], missing: Sequence[str]) -> list[Line]:
+    """The ensembles of all folds as one line each; their notes say which members they lack."""
+    lacks = f"; without {', '.join(missing)}" if missing else ""
+    joined = []
+    for same in zip(*folds, strict=True):
+        note = same[0].note if len(same) == 1 else f"of {len(same)} folds, each with weights of its own"
+        joined.append(Line(same[0].member, [row for line in same for row in line.rows], note=note + lacks))
+    return joined
 
 
 def _reason(run: Path) -> str:
@@ -130,13 +153,13 @@ def _spread(lines: Sequence[Line], members: Sequence[dict[str, Any]]) -> list[Li
     for name in dict.fromkeys(recipe.values()):
         mine = [line.scores["accuracy"] for line in lines if recipe[line.member] == name and line.rows]
         if len(mine) > 1:
-            note = f"accuracy {np.mean(mine):.3f}, standard deviation {np.std(mine, ddof=1):.3f}"
+            note = f"has accuracy {np.mean(mine):.3f}, standard deviation {np.std(mine, ddof=1):.3f}"
             told.append(Line(f"{name}, mean of {len(mine)}", [], note=note))
     return told
 
 
-def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]], missing: Sequence[str]) -> list[Line]:
-    """The three ensembles; their weights see validation rows only, their notes say which members they lack."""
+def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]]) -> list[Line]:
+    """The three ensembles; their weights see validation rows only."""
     probs = [metrics.arrays(rows)[1] for rows in tests.values()]
     first = next(iter(tests.values()))
     if any([row.case for row in rows] != [row.case for row in first] for rows in tests.values()):
@@ -152,8 +175,7 @@ def _ensembles(vals: dict[str, list[CaseRow]], tests: dict[str, list[CaseRow]], 
     for name in ENSEMBLES:
         mean = weighted_mean(probs, factors[name]).astype(np.float64)
         weights = ", ".join(f"{w / sum(factors[name]):.2f}" for w in factors[name])
-        note = f"weights {weights}" + (f"; without {', '.join(missing)}" if missing else "")
-        lines.append(Line(name, _rows(name, first, mean), note=note))
+        lines.append(Line(name, _rows(name, first, mean), note=f"weights {weights}"))
     return lines
 
 
@@ -221,7 +243,9 @@ def _colour(member: str) -> str:
 
 def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[Sequence[object]],
                     foot: Sequence[str]) -> None:  # fmt: skip
-    members = list(dict.fromkeys(line.member for table in tables for line in table.lines))
+    # the means of several members are notes below
+    shown = [line for table in tables for line in table.lines if line.rows or line.note.startswith("failed")]
+    members = list(dict.fromkeys(line.member for line in shown))
     head = ["accuracy on test images", *(table.cancer for table in tables)]
     found = [{line.member: line.scores for line in table.lines} for table in tables]
     lines = [[m, *(f"{f[m]['accuracy']:.3f}" if f.get(m) else "–" for f in found)] for m in members]
@@ -234,7 +258,7 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
         f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
         "weights come from validation images."
     )
-    failed = [f"{t.cancer}: {line.member}: {line.note}." for t in tables for line in t.lines if not line.rows]
+    failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]
     text = to_markdown([head, *lines], notes) + "\n" + to_markdown(audit)
     write_text(sweep / "table.md", text)

@@ -42,14 +42,16 @@ def make_split(cache: ImageCache, data: ImageData) -> Split:
     groups = images if data.split == "random" else cache.group[images]
     ids = [cache.ids[n] for n in images]
     try:
-        return split_groups(ids, groups.tolist(), targets.tolist(), seed=data.split_seed,
-                            val_fraction=data.val_fraction, test_fraction=data.test_fraction)  # fmt: skip
+        return split_groups(
+            ids, groups.tolist(), targets.tolist(), seed=data.split_seed, fold=data.fold, folds=data.folds,
+            val_fraction=data.val_fraction, test_fraction=data.test_fraction,
+        )  # fmt: skip
     except TooFewGroups as error:
         what = "images" if data.split == "random" else "groups of near-duplicates"
         words = f"class {names[error.stratum]} has {error.groups} {what}, {error.parts} parts need one each"
         raise UserError(f"{cache.path} can not be split: {words}; add images of it.") from None
     except ValueError as error:
-        raise UserError(f"--set data.val_fraction or data.test_fraction lower: {error}.") from None
+        raise UserError(f"{cache.path} can not be split so: {error}; --set data.val_fraction or the like.") from None
 
 
 class ClsTask:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
-HAS_FOLDS = True
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["HAS_FOLDS", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
            "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 

@@ -298,7 +298,7 @@ class Meter:
         loss = float(distributed.mean(torch.stack(self.losses).mean()))
         self.lost = 0 if math.isfinite(loss) else self.lost + 1
         if self.lost == LOST:
-            raise FloatingPointError(f"the loss has been {loss} {LOST} times: lower optim.lr or set optim.clip_norm")
+            raise FloatingPointError(f"the loss was {loss} {LOST} times: lower optim.lr or set optim.clip_norm")
         spent = max(1e-9, time.monotonic() - self.began)
         values = {
             "train/loss": loss,

@@ -24,6 +24,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
     minutes; a stale one is taken over.
     """
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": _user(), "doing": doing, "since": time.time()}
@@ -46,6 +47,8 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         ended.set()
         beat.join()
         path.unlink(missing_ok=True)
+        if fresh and not any(folder.iterdir()):  # nothing came of it
+            folder.rmdir()
 
 
 def _user() -> str:
@@ -99,10 +102,13 @@ def _remove_stale(path: Path) -> None:
             f"{path.parent} is in use: {held['user']} on {held['host']} (process {held['pid']}) is {held['doing']}; "
             "wait for that to end, or give another --out."
         )
-    # renamed first: of two that find it stale only one takes it away
+    # renamed first: of two that find it stale only one takes it away, and gives it back if another was quicker
     aside = path.with_name(f".{NAME}.{os.getpid()}")
     try:
+        text = path.read_bytes()
         os.rename(path, aside)
+        if aside.read_bytes() != text:
+            os.link(aside, path)
         aside.unlink()
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, FileExistsError):
+        aside.unlink(missing_ok=True)

@@ -111,15 +111,23 @@ def split_groups(
     strata: Sequence[int],
     *,
     seed: int = 0,
+    fold: int = 0,
+    folds: int = 0,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
 ) -> Split:
     """Split ids so that no group lies on two sides and every stratum (class) has its share on each, as near as the
     groups' sizes allow; a pure function of the ids with their groups and strata, whatever their order.
 
+    With `folds` > 1 the test part is fold `fold` of that many, whatever `test_fraction` says: every id is in one.
+
     A group belongs to the stratum of most of its members. Each id its own group is a stratified random split. Raises
     TooFewGroups where a stratum has too few groups for the wanted parts, ValueError where they take everything.
     """
+    if folds > 1:
+        if not 0 <= fold < folds:
+            raise ValueError(f"fold {fold} is not one of 0 to {folds - 1}")
+        test_fraction = 1 / folds
     if val_fraction + test_fraction >= 1:
         raise ValueError(f"validation {val_fraction:g} and test {test_fraction:g} leave nothing for training")
     members: dict[int, list[int]] = {}
@@ -134,17 +142,30 @@ def split_groups(
     wanted = [part for part, fraction in fractions.items() if fraction]
     for stratum in sorted(set(strata)):
         found = by_stratum.get(stratum, [])
-        if len(found) <= len(wanted):
-            raise TooFewGroups(stratum, len(found), len(wanted) + 1)
+        if len(found) < max(folds, len(wanted) + 1):
+            raise TooFewGroups(stratum, len(found), max(folds, len(wanted) + 1))
         # a hash of the first id, so that one more group does not reshuffle the others
         found.sort(key=lambda group: (zlib.crc32(f"{seed}/{ids[group[0]]}".encode()), ids[group[0]]))
         total, left = sum(map(len, found)), found
-        for part in wanted:
+        if folds > 1:
+            tests = _folds(found, folds)[fold]
+            chosen["test"] += [ids[n] for group in tests for n in group]
+            left = [group for group in found if group not in tests]
+        for part in [part for part in wanted if folds < 2 or part == "val"]:
             taken, rest = _fill(left, fractions[part] * total, keep=len(wanted) - wanted.index(part))
             chosen[part] += [ids[n] for group in taken for n in group]
             left = rest
         chosen["train"] += [ids[n] for group in left for n in group]
     return Split(*(tuple(sorted(chosen[part])) for part in ("train", "val", "test")))
+
+
+def _folds(groups: list[list[int]], folds: int) -> list[list[list[int]]]:
+    """Groups in order as so many parts of nearly equal size."""
+    size, left, parts = sum(map(len, groups)) / folds, groups, []
+    for later in range(folds - 1, 0, -1):
+        taken, left = _fill(left, size, keep=later)
+        parts.append(taken)
+    return [*parts, left]
 
 
 def _fill(groups: list[list[int]], size: float, keep: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -44,10 +44,8 @@ class Array:
 
 def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> Any:
     """submitit's executor with everything that sbatch will be told."""
-    import submitit
-
     python = f"{PATIENT_SHELL} {cluster.python_command()}"
-    made = submitit.SlurmExecutor(folder, max_num_timeout=10**6, python=python)
+    made = _kind()(folder, max_num_timeout=10**6, python=python)
     gpus = array.gpus_per_node(cluster)
     typed = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
     more: dict[str, Any] = {"requeue": True, "chdir": str(folder), **cluster.sbatch}
@@ -69,6 +67,20 @@ def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: st
     }  # fmt: skip
     made.update_parameters(**wanted)
     return made
+
+
+def _kind() -> Any:
+    """submitit's executor, also where there is no SLURM: a dry run only writes scripts. sbatch itself is asked before
+    anything is submitted.
+    """
+    import submitit
+
+    class Executor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    return Executor
 
 
 def _environment(cluster: Cluster, code: Path) -> list[str]:

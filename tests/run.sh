@@ -7,6 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(medtrain_root)
 export MEDTRAIN_EXTRAS=test
 medtrain_env "$root"
+bash "$here/system/install_slurm.sh"
 cd "$root"
 ruff check . && ruff format --check .
 mypy medtrain medseg medcls launch slurm

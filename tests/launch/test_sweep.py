@@ -209,3 +209,25 @@ def test_refusals_of_image_sweeps(
         assert run_main("sweep", *arguments, "--out", tmp_path / arguments[0]) == 2
         assert words in capsys.readouterr().err
     assert not list(tmp_path.glob("*/multicancer_*"))
+
+
+def test_folds_and_seeds_make_an_ensemble_a_fold(phantoms: Path, tmp_path: Path) -> None:
+    """Two folds, two seeds: four members, every case predicted by the two networks that did not see it."""
+    out = tmp_path / "s"
+    sets = [part for item in SETS[:3] for part in ("--set", item)]
+    words = ("--models", "segresnet", "--folds", 2, "--seeds", 2)
+    done = run_script("sweep", "brats_demo", "--data", phantoms, "--out", out, *words, *sets,
+                      environment={"OMP_NUM_THREADS": "2"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = {line["member"]: line for line in csv.DictReader((out / "table.csv").open(encoding="utf-8"))}
+    name = "brats_segresnet_demo"
+    members = [f"{name} (fold {fold}{seed})" for fold in range(2) for seed in ("", ", seed 1")]
+    assert list(table) == [*members, f"{name}, mean of 4", "Ensemble"]
+    assert [table[member]["cases"] for member in members] == ["3", "3", "2", "2"]
+    assert table["Ensemble"]["cases"] == "5"
+    assert table["Ensemble"]["note"] == f"equal weights of {', '.join(members)}"
+    means_of = [float(table[member]["Dice mean"]) for member in members]
+    assert float(table[f"{name}, mean of 4"]["Dice mean"]) == pytest.approx(sum(means_of) / 4, abs=1e-3)
+    rows = [row for row in read_rows(out / "cases.csv") if row.member == "Ensemble"]
+    assert len({row.case for row in rows}) == 5
+    assert float(table["Ensemble"]["Dice mean"]) == pytest.approx(means(rows)["mean"], abs=5e-4)

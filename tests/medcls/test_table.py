@@ -62,6 +62,35 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_folds_and_seeds(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+    """Every image is judged once, by the ensemble of the fold that tests it."""
+    cache = ImageCache(image_cache)
+    members = []
+    for fold in range(3):
+        for seed in range(2):
+            recipe = tiny_images("data.folds=3", f"data.fold={fold}", f"train.seed={seed}", "data.cancer=Oral Cancer")
+            made = fake_run(tmp_path, cache, recipe, 2.0 + seed, 10 * fold + seed)
+            members.append({**made, "label": f"m (fold {fold}, seed {seed})"})
+    (tmp_path / members[5]["folder"] / "done.json").unlink()
+    (tmp_path / members[4]["folder"] / "done.json").unlink()
+    assert table.finish(tmp_path, cache, members) == 2
+    place = tmp_path / "tables" / "oral_cancer"
+    lines = {line["member"]: line for line in read(place / "table.csv")}
+    whole = len(select(cache, "Oral Cancer")[0])
+    parts = [int(lines[m["label"]]["images"]) for m in members[::2][:2]]
+    ensemble = lines[table.ENSEMBLES[0]]
+    assert int(ensemble["images"]) == sum(parts) < whole
+    assert ensemble["note"] == (
+        "of 2 folds, each with weights of its own; without m (fold 2, seed 0), m (fold 2, seed 1)"
+    )
+    assert int(lines[NAME]["images"]) == whole
+    spread = lines["multicancer_mobilenetv3_demo, mean of 4"]["note"]
+    mean = np.mean([float(lines[m["label"]]["accuracy"]) for m in members[:4]])
+    assert spread.startswith(f"has accuracy {mean:.3f}, standard deviation")
+    rows = [row for row in read_rows(place / "cases.csv") if row.member == table.ENSEMBLES[0]]
+    assert len({row.case for row in rows}) == len(rows)
+
+
 def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     place, cache, members = sweep
     assert table.finish(place, cache, members) == 0

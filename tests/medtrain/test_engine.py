@@ -14,6 +14,7 @@ from medlaunch.train import run
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.engine import Engine
+from medtrain.errors import Stopped
 from medtrain.results import read_rows
 
 Tiny = Callable[..., SegRecipe]
@@ -188,3 +189,36 @@ def test_another_recipes_folder_is_not_overwritten(
     assert "done already" in capsys.readouterr().out
     assert run_main(*arguments, "--set", "train.seed=7") == 2
     assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", [1, 7, 12])
+def test_a_run_that_is_told_to_stop_saves_at_that_step_and_goes_on(
+    cache: Path, tiny: Tiny, tmp_path: Path, at: int
+) -> None:
+    recipe = tiny("train.epochs=3", "train.batch=2", "train.validate_every=100")
+    whole = tmp_path / "whole"
+    run(recipe, cache, whole)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) >= at
+
+    out = tmp_path / "stopped"
+    with pytest.raises(Stopped, match=f"stopped at step {at} of 12"):
+        run(recipe, cache, out, stop)
+    assert checkpoint.load(out / checkpoint.LAST)["step"] == at
+    assert not (out / "done.json").exists()
+    status = json.loads((out / "status.json").read_text())
+    assert (status["total"], status["phase"]) == (12, "train")
+    run(recipe, cache, out)
+    assert_equal(weights(out), weights(whole))
+    status = json.loads((out / "status.json").read_text())
+    assert (status["step"], status["phase"]) == (12, "evaluate")
+    assert set(status["scores"]) == {"mean"}
+
+
+def test_a_loss_that_is_no_number_ends_the_run(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("train.epochs=9", "train.log_every=1", "optim.lr=1e38", "train.validate_every=100")
+    with pytest.raises(FloatingPointError, match=r"loss was nan 3 times: lower optim\.lr"):
+        run(recipe, cache, tmp_path / "run")

@@ -124,3 +124,21 @@ def test_too_few_groups_are_refused_and_one_giant_group_stays_whole() -> None:
         split = split_groups(ids, [0] * 18 + [1, 2], [0] * 20, seed=seed)
         assert sorted(map(len, (split.train, split.val, split.test))) == [1, 1, 18]
         assert len(split.train) == 18
+
+
+def test_folds_of_groups_hold_every_id_once_and_split_no_group() -> None:
+    ids = [f"i{n:03}" for n in range(120)]
+    groups, strata = [n // 3 for n in range(120)], [n % 2 for n in range(120)]
+    splits = [split_groups(ids, groups, strata, folds=5, fold=fold, val_fraction=0.2) for fold in range(5)]
+    assert sorted(case for split in splits for case in split.test) == ids
+    for split in splits:
+        assert 20 <= len(split.test) <= 28
+        assert not set(split.train) & {*split.val, *split.test}
+        assert not set(split.val) & set(split.test)
+        sides = [{groups[ids.index(case)] for case in part} for part in (split.train, split.val, split.test)]
+        assert not sides[0] & sides[2]
+        assert not sides[0] & sides[1]
+    with pytest.raises(ValueError, match="fold 5 is not one of 0 to 4"):
+        split_groups(ids, groups, strata, folds=5, fold=5)
+    with pytest.raises(ValueError, match="has 4 groups"):
+        split_groups(ids[:8], [0, 0, 1, 1, 2, 2, 3, 3], [0] * 8, folds=5)

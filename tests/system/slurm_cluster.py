@@ -212,6 +212,12 @@ class Cluster:
         self._kill(lambda pid: self._of_node(pid, node) and environment(pid).get("SLURM_JOB_ID") == raw
                    and environment(pid).get("SLURM_PROCID") is not None)  # fmt: skip
 
+    def hide(self, folder: Path) -> None:
+        """Put an empty read-only file system over a folder on every node, as where it is not shared."""
+        for name in self.nodes:
+            pid = (self.folder / f"{name}.pid").read_text().strip()
+            run("nsenter", "--mount", "-t", pid, "mount", "-t", "tmpfs", "-o", "ro", "none", str(folder))
+
     def left(self) -> list[int]:
         """Processes of the cluster that still live."""
         return [pid for pid in pids() if alive(pid) and environment(pid).get("SLURM_CONF") == str(self.conf)

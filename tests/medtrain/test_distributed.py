@@ -1,0 +1,52 @@
+"""Ranks that meet without a port chosen beforehand; which GPU is whose."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medtrain.distributed import anywhere, device_index
+from medtrain.errors import UserError
+
+MEET = """
+import sys
+from medtrain import distributed
+ranks = distributed.start()
+assert distributed.gather(ranks.rank) == [0, 1, 2]
+print(distributed.anywhere(ranks.rank == 2), distributed.anywhere(False))
+distributed.finish()
+"""
+
+
+@pytest.mark.distributed
+def test_two_groups_on_one_machine_meet_each_on_its_own(tmp_path: Path) -> None:
+    processes = []
+    for group in range(2):
+        for rank in range(3):
+            told = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost",
+                    "MEDTRAIN_RENDEZVOUS": tmp_path / f"meet-{group}", "OMP_NUM_THREADS": 1}  # fmt: skip
+            environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+            environment.pop("MASTER_PORT", None)
+            processes.append(subprocess.Popen([sys.executable, "-c", MEET], stdout=subprocess.PIPE, text=True,
+                                              env=environment))  # fmt: skip
+    for process in processes:
+        text, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert text == "True False\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_alone_a_flag_is_ones_own() -> None:
+    assert anywhere(True)
+    assert not anywhere(False)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK", raising=False)
+    assert [device_index(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="local rank 1 has no GPU of its own, 1 are visible"):
+        device_index(1, 1)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "a100:1")  # then each process sees one device, its own
+    assert device_index(1, 1) == 0

@@ -1,0 +1,104 @@
+"""The lock of a sweep folder: one holder, told by name; dead ones are recognised."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from medtrain import lock
+from medtrain.errors import UserError
+from medtrain.lock import NAME, holder, locked
+
+
+def write(folder: Path, *, age_s: float = 0.0, **values: object) -> Path:
+    path = folder / NAME
+    path.write_text(
+        json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "user": "me", "doing": "x", **values})
+    )
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_it_is_held_and_given_back(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with locked(tmp_path / "new", "testing"):
+        held = holder(tmp_path / "new")
+        assert held is not None
+        assert (held["pid"], held["host"], held["stale"]) == (os.getpid(), socket.gethostname(), False)
+        with pytest.raises(UserError, match=f"process {os.getpid()}\\) is testing"), locked(tmp_path / "new", "again"):
+            pass
+    assert holder(tmp_path / "new") is None
+    assert not (tmp_path / "new").exists()
+    with locked(tmp_path, "testing"):
+        pass
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "stale"),
+    [({"pid": 1}, False), ({"host": "other"}, False), ({"host": "other", "age_s": 200}, True),
+     ({"age_s": 200}, False), ({"pid": None}, True)],
+)  # fmt: skip
+def test_stale_locks_are_recognised_and_taken_over(tmp_path: Path, values: dict[str, object], stale: bool) -> None:
+    chosen = {**values, "pid": dead_pid()} if "pid" in values and values["pid"] is None else values
+    write(tmp_path, **chosen)  # type: ignore[arg-type]
+    held = holder(tmp_path)
+    assert held is not None
+    assert held["stale"] is stale
+    if stale:
+        with locked(tmp_path, "mine"):
+            assert json.loads((tmp_path / NAME).read_text())["doing"] == "mine"
+    else:
+        with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
+            pass
+        assert (tmp_path / NAME).exists()
+
+
+def test_a_lock_cut_short_is_stale_once_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    path.write_text("")
+    with pytest.raises(UserError), locked(tmp_path, "mine"):
+        pass
+    os.utime(path, (time.time() - 60,) * 2)
+    with locked(tmp_path, "mine"):
+        pass
+
+
+def test_the_holder_keeps_it_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    with locked(tmp_path, "mine"):
+        os.utime(tmp_path / NAME, (time.time() - 1000,) * 2)
+        time.sleep(0.5)
+        assert time.time() - (tmp_path / NAME).stat().st_mtime < 100
+
+
+def take(folder: str, won: "multiprocessing.Queue[int]") -> None:
+    try:
+        with locked(Path(folder), "racing"):
+            won.put(1)
+            time.sleep(1.5)
+    except UserError:
+        won.put(0)
+
+
+def test_of_many_that_find_a_stale_lock_one_wins(tmp_path: Path) -> None:
+    write(tmp_path, pid=dead_pid())
+    context = multiprocessing.get_context("fork")
+    won = context.Queue()
+    racers = [context.Process(target=take, args=(str(tmp_path), won)) for _ in range(6)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(30)
+    assert sum(won.get(timeout=5) for _ in racers) == 1

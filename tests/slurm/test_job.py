@@ -1,0 +1,134 @@
+"""A job on its node: ranks, warnings, requeues; each in a process of its own, as handlers are the process's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_slurm
+import pytest
+
+from medslurm.job import patience, this_job
+
+pytestmark = pytest.mark.slurm
+
+RANKS = {
+    "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "812", "SLURM_ARRAY_JOB_ID": "810", "SLURM_ARRAY_TASK_ID": "2",
+    "SLURM_JOB_NODELIST": "gpu[03-04]", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURMD_NODENAME": "gpu04", "SLURM_RESTART_COUNT": "5",
+}  # fmt: skip
+LOOP = """
+import sys, time
+from medslurm.job import Warned, this_job
+warned = Warned(this_job(), float(sys.argv[1]), stuck=lambda: print("stuck", flush=True))
+print("listening", flush=True)
+while not (warned() and sys.argv[2] == "steps"):
+    time.sleep(0.05)
+print("saved", warned.told, flush=True)
+this_job().leave(warned.told)
+"""
+CUT = """
+import time
+from medslurm.job import restart_on_warning, this_job
+restart_on_warning(this_job())
+print("listening", flush=True)
+time.sleep(60)
+"""
+
+
+def start(code: str, *arguments: str, rank: int = 0) -> subprocess.Popen[str]:
+    environment = {**os.environ, **RANKS, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2)}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
+                               env=environment)  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "listening\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=30)
+    return process.returncode, text
+
+
+def test_ranks_come_from_slurms_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert this_job() is None
+    for name, value in RANKS.items():
+        monkeypatch.setenv(name, value)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")  # so that what is exported is taken back
+    job = this_job()
+    assert job is not None
+    assert (job.name, job.raw, job.node, job.nodes, job.restarts) == ("810_2", "812", "gpu04", ("gpu03", "gpu04"), 5)
+    job.export_ranks()
+    told = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")]
+    assert told == ["3", "4", "1", "2", "gpu03"]
+    assert not job.is_main
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    assert this_job() is None
+
+
+def test_a_warning_is_answered_at_the_next_step_and_the_job_requeued(slurm: Path) -> None:
+    process = start(LOOP, "30", "steps")
+    process.send_signal(signal.SIGUSR2)
+    code, text = ended(process)
+    assert code == 0
+    assert "saved warning" in text
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]]
+
+
+def test_other_ranks_leave_without_a_requeue(slurm: Path) -> None:
+    process = start(LOOP, "30", "steps", rank=1)
+    process.send_signal(signal.SIGUSR2)
+    assert ended(process)[0] == 0
+    assert fake_slurm.calls(slurm, "scontrol") == []
+
+
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm: Path) -> None:
+    process = start(LOOP, "30", "steps")
+    process.send_signal(signal.SIGTERM)
+    code, text = ended(process)
+    assert code == 143
+    assert "saved end" in text
+    assert fake_slurm.calls(slurm, "scontrol") == []
+
+
+def test_a_job_that_reaches_no_step_is_requeued_all_the_same(slurm: Path) -> None:
+    process = start(LOOP, "0.3", "never")
+    process.send_signal(signal.SIGUSR2)
+    code, text = ended(process)
+    assert code == 0
+    assert "stuck" in text
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]]
+
+
+def test_requeueing_has_no_limit(slurm: Path) -> None:
+    """submitit by itself gives up after three time limits."""
+    for _ in range(5):
+        process = start(CUT)
+        process.send_signal(signal.SIGUSR2)
+        assert ended(process)[0] == 0
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]] * 5
+
+
+def test_a_controller_that_restarts_meanwhile_is_asked_again(slurm: Path) -> None:
+    (slurm / "down").write_bytes(b"x")
+    process = start(CUT)
+    process.send_signal(signal.SIGUSR2)
+    assert ended(process)[0] == 0
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]] * 2
+
+
+def test_a_warning_before_python_listens_does_not_kill_the_job() -> None:
+    from medslurm.submit import PATIENT_SHELL
+
+    process = subprocess.Popen(["bash", "-c", f"exec {PATIENT_SHELL} sleep 1"])
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=10) == 0
+
+
+def test_patience_is_less_than_slurms() -> None:
+    assert patience(120) == 90
+    assert patience(30) == 15

@@ -1,0 +1,107 @@
+"""What sbatch is told; splitting by MaxArraySize; refusals with the line to blame."""
+
+import functools
+import re
+import subprocess
+from pathlib import Path
+
+import fake_slurm
+import pytest
+
+from medslurm import commands, submit
+from medslurm.cluster import Cluster, read_cluster
+from medslurm.commands import ClusterError
+from medslurm.submit import Array
+
+pytestmark = pytest.mark.slurm
+
+
+def array(count: int = 1, **options: object) -> Array:
+    values: dict[str, object] = {"time": "00:30:00", "partition": "gpu", **options}
+    return Array("it's a job", [functools.partial(print, n) for n in range(count)], **values)  # type: ignore[arg-type]
+
+
+def test_the_script_asks_for_what_the_cluster_gives(slurm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it's ä folder"
+    lab = Cluster(name="lab", partition="gpu", account="onc", qos="long", constraint="a100|h100", gpus_per_node=4,
+                  gpu_type="a100", cpus_per_gpu=6, mem="64G", signal_s=90, sbatch={"mail-type": "END"})  # fmt: skip
+    text = submit.text(lab, array(3, nodes=2, processes=4, throttle=2), folder, tmp_path / "co de", "afterok:7")
+    for line in (
+        "--account=onc", "--qos=long", "--constraint='a100|h100'", "--nodes=2", "--ntasks-per-node=4",
+        "--cpus-per-task=6", "--gres=gpu:a100:4", "--mem=64G", "--time=30", "--signal=USR2@90", "--array=0-2%2",
+        "--dependency=afterok:7", "--kill-on-invalid-dep=yes", "--requeue", "--open-mode=append", "--mail-type=END",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
+    assert f"export PYTHONPATH='{tmp_path}/co de'" in text
+    assert "export PYTHONSAFEPATH=1" in text
+    assert "--kill-on-bad-exit=1" in text
+    assert "--wckey" not in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    other = Cluster(name="lab", gpus_as="gpus-per-node", gpus_per_node=2)
+    text = submit.text(other, array(), folder, tmp_path)
+    assert "#SBATCH --gpus-per-node=1\n" in text
+    assert "--gres" not in text
+    assert "--partition=gpu" in text
+    assert not re.search(r"--(gres|gpus)", submit.text(other, array(gpus=False), folder, tmp_path))
+
+
+def test_arrays_are_split_and_the_throttle_is_shared(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "max_array.txt").write_text("4")
+    jobs = submit.submit(Cluster(name="lab"), array(10, throttle=5), tmp_path / "jobs", tmp_path)
+    assert jobs == [*(f"100_{n}" for n in range(4)), *(f"101_{n}" for n in range(4)), "102_0", "102_1"]
+    assert [fake_slurm.array_of(text) for text in fake_slurm.scripts(slurm)] == ["0-3%2", "0-3%2", "0-1%2"]
+    assert submit.after("afterany", jobs) == "afterany:100:101:102"
+    assert submit.after("afterok", []) == ""
+    assert submit.submit(Cluster(name="lab"), array(1), tmp_path / "jobs", tmp_path) == ["103"]
+    assert submit.log_of(tmp_path / "jobs", "103").name == "103_0_log.out"
+    assert len(list((tmp_path / "jobs").glob("*_submitted.pkl"))) == 11
+
+
+def test_a_batch_jobs_variables_are_hidden_but_not_where_the_controller_is(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
+    (slurm / "bin" / "sbatch").write_text('#!/bin/sh\necho "job 5 ${SLURM_JOB_ID:-none} $SLURM_CONF" >&2; env >"'
+                                          f'{tmp_path}/seen"; echo Submitted batch job 5\n')  # fmt: skip
+    submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
+    seen = (tmp_path / "seen").read_text()
+    assert "SLURM_JOB_ID=" not in seen
+    assert "SLURM_CONF=/etc/x.conf" in seen
+
+
+def test_sbatch_is_tried_again_while_the_controller_is_down(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    (slurm / "down").write_bytes(b"xxx")
+    assert submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path) == ["100"]
+    monkeypatch.setattr(commands, "PATIENCE_S", 0)
+    (slurm / "refuse.txt").write_text("Batch job submission failed: Job violates accounting/QOS policy")
+    with pytest.raises(ClusterError, match=r"sbatch refuses: .*Job violates accounting/QOS policy"):
+        submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "line"),
+    [("Invalid account or account/partition combination specified", "account = 'onc'"),
+     ("Invalid qos specification", "qos = 'long'"), ("Invalid feature specification", "constraint = 'fast'"),
+     ("Requested node configuration is not available", "mem = '64G'"),
+     ("Invalid generic resource (gres) specification", "gpus_per_node = 4"), ("something new", "partition = 'gpu'")],
+)  # fmt: skip
+def test_a_refusal_names_the_line_to_blame(slurm: Path, tmp_path: Path, refusal: str, line: str) -> None:
+    path = tmp_path / "clusters.toml"
+    path.write_text(
+        "[lab]\npartition='gpu'\naccount='onc'\nqos='long'\nconstraint='fast'\nmem='64G'\ngpus_per_node=4\n"
+    )
+    (slurm / "refuse.txt").write_text(f"allocation failure: {refusal}")
+    with pytest.raises(ClusterError) as caught:
+        submit.check(read_cluster("lab", path), array(), tmp_path)
+    assert f"({line}): SLURM says: allocation failure: {refusal}." in str(caught.value)
+
+
+def test_a_time_over_the_partitions_is_refused(slurm: Path, tmp_path: Path) -> None:
+    lab = Cluster(name="lab", partition="gpu", time="2-00:00:00")
+    with pytest.raises(ClusterError, match="partition gpu allows 1-00:00:00 at most"):
+        submit.check(lab, array(time=lab.time), tmp_path)
+    submit.check(lab, array(), tmp_path)
