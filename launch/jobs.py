@@ -109,10 +109,8 @@ class TrainJob:
 
 def reason_of(error: BaseException) -> str:
     """An error in one line."""
-    from medtrain.errors import UserError
-
     text = str(error).splitlines()[0] if str(error) else ""
-    return f"{'' if is_users(error) and isinstance(error, UserError) else type(error).__name__ + ': '}{text}"[:300]
+    return f"{'' if is_users(error) else type(error).__name__ + ': '}{text}"[:300]
 
 
 def is_users(error: BaseException) -> bool:
@@ -120,6 +118,18 @@ def is_users(error: BaseException) -> bool:
     from medtrain.errors import UserError
 
     return isinstance(error, UserError)
+
+
+def unprepared(sweep: Path) -> None:
+    """Raise what kept the data from being prepared; nothing can have been trained then."""
+    from medtrain.errors import UserError
+    from medtrain.files import read_json
+
+    failed = sweep / "prepare_failed.json"
+    if failed.is_file() and not (sweep / "prepared.json").is_file():
+        told = read_json(failed)
+        kind = UserError if told.get("user") else RuntimeError
+        raise kind(f"the data could not be prepared: {told['reason']}")
 
 
 def note_failure(path: Path, error: Exception) -> None:
@@ -192,6 +202,7 @@ class FinishJob:
             plan = read_plan(sweep)
             if job:
                 settle(sweep, plan)
+                unprepared(sweep)
             missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
             write_json(sweep / "finish.json", {**about, "status": "done", "missing": missing})
             return missing
