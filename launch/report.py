@@ -110,7 +110,8 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
         total=done.get("steps") or status.get("total", 0), epoch=done.get("epochs") or status.get("epoch", 0.0),
         left_s=max(0.0, left - age) if left is not None else None, score=f"{name} {value:.3f}" if name else "",
         restarts=max(0, job.get("starts", 1) - 1),
-        node=(slurm.node if slurm and slurm.node else ",".join(job.get("nodes", []))), log=log, reason=reason,
+        node=(slurm.node if slurm and slurm.node else ",".join(job.get("nodes", []))), reason=reason,
+        log=log.removeprefix(f"{sweep.absolute()}/"),
     )  # fmt: skip
 
 

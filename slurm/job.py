@@ -49,13 +49,16 @@ class ThisJob:
         }  # fmt: skip
 
     def requeue(self) -> bool:
-        """Ask SLURM to run this job again; False where it refuses, as when it is requeued already."""
+        """Ask SLURM to run this job again; False where it refuses, as when it is requeued already.
+
+        By name: the last task of an array has the array's own number, which would requeue all of its tasks.
+        """
         for _ in range(10):
-            done = subprocess.run(["scontrol", "requeue", self.raw], capture_output=True, text=True, check=False)
+            done = subprocess.run(["scontrol", "requeue", self.name], capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 print(f"requeued job {self.name}", flush=True)
                 return True
-            print(f"scontrol requeue {self.raw}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            print(f"scontrol requeue {self.name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
             if "contact" not in done.stderr and "timed out" not in done.stderr:
                 return False
             time.sleep(3)  # the controller restarts

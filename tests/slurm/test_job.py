@@ -75,7 +75,7 @@ def test_a_warning_is_answered_at_the_next_step_and_the_job_requeued(slurm: Path
     code, text = ended(process)
     assert code == 0
     assert "saved warning" in text
-    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]]
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "810_2"]]
 
 
 def test_other_ranks_leave_without_a_requeue(slurm: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_job_that_reaches_no_step_is_requeued_all_the_same(slurm: Path) -> Non
     code, text = ended(process)
     assert code == 0
     assert "stuck" in text
-    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]]
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "810_2"]]
 
 
 def test_requeueing_has_no_limit(slurm: Path) -> None:
@@ -109,7 +109,7 @@ def test_requeueing_has_no_limit(slurm: Path) -> None:
         process = start(CUT)
         process.send_signal(signal.SIGUSR2)
         assert ended(process)[0] == 0
-    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]] * 5
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "810_2"]] * 5
 
 
 def test_a_controller_that_restarts_meanwhile_is_asked_again(slurm: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_controller_that_restarts_meanwhile_is_asked_again(slurm: Path) -> Non
     process = start(CUT)
     process.send_signal(signal.SIGUSR2)
     assert ended(process)[0] == 0
-    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "812"]] * 2
+    assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "810_2"]] * 2
 
 
 def test_a_warning_before_python_listens_does_not_kill_the_job() -> None:

@@ -95,6 +95,9 @@ class Sweeps:
         with open(out / "jobs.csv", encoding="utf-8") as file:
             return [line["job"] for line in csv.DictReader(file) if line["kind"] == kind]
 
+    def raw(self, job: str) -> str:
+        return self.cluster.output("squeue", "-h", "-j", job, "-o", "%A").strip()
+
     def table(self, out: Path) -> dict[str, dict[str, str]]:
         with open(out / "table.csv", encoding="utf-8") as file:
             return {line["member"]: line for line in csv.DictReader(file)}

@@ -212,6 +212,13 @@ class Cluster:
         self._kill(lambda pid: self._of_node(pid, node) and environment(pid).get("SLURM_JOB_ID") == raw
                    and environment(pid).get("SLURM_PROCID") is not None)  # fmt: skip
 
+    def warn_job(self, raw: str) -> None:
+        """Send the processes of one job what SLURM sends before it ends them."""
+        for pid in pids():
+            told = environment(pid)
+            if told.get("SLURM_JOB_ID") == raw and told.get("SLURM_CONF") == str(self.conf) and "SLURM_PROCID" in told:
+                os.kill(pid, signal.SIGUSR2)
+
     def hide(self, folder: Path) -> None:
         """Put an empty read-only file system over a folder on every node, as where it is not shared."""
         for name in self.nodes:

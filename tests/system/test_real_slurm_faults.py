@@ -31,19 +31,23 @@ def test_a_dead_node_and_a_restarted_controller_lose_nothing(sweeps: Sweeps, tmp
 def test_members_that_fail_are_rows_and_the_others_an_ensemble(sweeps: Sweeps, tmp_path: Path) -> None:
     """One member with a foreign recipe in its folder, one cancelled, one killed; accounting is down; status 3."""
     out = tmp_path / "sweep"
-    sweeps.submit(out, "--models", "segresnet", "--seeds", 5, sets=("train.epochs=8",))
+    sweeps.submit(out, "--models", "segresnet", "--seeds", 5, sets=("train.epochs=12",))
     runs, jobs = sweeps.members(out), sweeps.jobs(out)
     runs[1].mkdir()
     recipe = json.loads((out / "plan.json").read_text())["members"][0]["settings"]
     (runs[1] / "recipe.json").write_text(json.dumps(recipe))
-    for number in (2, 3):
+    # the last task of an array has the array's own number: it alone is requeued
+    sweeps.wait(runs[0] / "status.json", at_step(2), seconds=200)
+    for number in (2, 3, 4):
         sweeps.wait(runs[number] / "status.json", at_step(2), seconds=200)
         if number == 2:
             sweeps.cluster.command("scancel", jobs[2])
+        elif number == 4:
+            assert sweeps.raw(jobs[4]) == jobs[4].split("_")[0]
+            sweeps.cluster.warn_job(jobs[4].split("_")[0])
         else:
             node = json.loads((runs[3] / "job.json").read_text())["nodes"][0]
-            raw = sweeps.cluster.output("squeue", "-h", "-j", jobs[3], "-o", "%A").strip()
-            sweeps.cluster.kill_job(raw, node)
+            sweeps.cluster.kill_job(sweeps.raw(jobs[3]), node)
     sweeps.cluster.stop_accounting()
     try:
         told = sweeps.script("status", out)
@@ -52,6 +56,8 @@ def test_members_that_fail_are_rows_and_the_others_an_ensemble(sweeps: Sweeps, t
     finally:
         sweeps.cluster.start_accounting()
     assert done.returncode == 3, done.stdout[-2000:] + done.stderr[-2000:]
+    starts = [json.loads((runs[n] / "job.json").read_text())["starts"] for n in (0, 4)]
+    assert starts == [1, 2]
     table = sweeps.table(out)
     assert "another recipe" in table["brats_segresnet_demo (seed 1)"]["note"]
     assert "cancelled" in table["brats_segresnet_demo (seed 2)"]["note"]
