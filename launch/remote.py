@@ -16,6 +16,7 @@ from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
 from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster
 from medslurm.commands import ClusterError
+from medslurm.local import own_folder
 from medslurm.submit import Array
 from medtrain.errors import UserError
 from medtrain.files import read_json
@@ -144,7 +145,7 @@ def run(out: Path, request: Request | None, *, resume: bool, dry_run: bool = Fal
         print(table(jobs), flush=True)
         _budget(jobs, max_gpu_hours)
         with locked(out, "submitting this sweep"):
-            (out / "jobs").mkdir(exist_ok=True)
+            own_folder(out / "jobs")
             for array in jobs.all:
                 submit.check(cluster, array, out / "jobs")
             write_plan(out, {**plan, "cluster": dataclasses.asdict(cluster)})

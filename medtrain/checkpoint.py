@@ -1,10 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running code from the file."""
+"""Checkpoints: written whole or not at all, the one before kept, read without running code from the file."""
 
 import errno
 import os
 import pickle
 import platform
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from medtrain.errors import UserError
 from medtrain.files import replacing
 
-LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
+LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically."""
+def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write tensors and plain values atomically; with `previous`, what `path` was before stays under that name."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     with replacing(path) as temporary:
         try:
@@ -27,12 +28,60 @@ def save(path: Path, content: dict[str, Any]) -> None:
             if "unexpected pos" in str(error) or "iostream" in str(error) or "PytorchStreamWriter" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
             raise
+        if previous and path.exists():
+            _keep(path, previous)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """A second name for a file, so that there is a checkpoint under the first at every moment."""
+    second = previous.with_name(f".{os.getpid()}.{previous.name}")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+    except OSError:  # a file system without links: for a moment there is the previous one only
+        second = path
+    os.replace(second, previous)
+
+
+def newest(run: Path) -> tuple[Path, str] | None:
+    """(checkpoint to go on from, what is to be said of it) of a run folder, or None where it has none.
+
+    A damaged newest one is set aside, and the one before is taken; raises UserError where both are damaged.
+    """
+    last, previous = run / LAST, run / PREVIOUS
+    note = ""
+    if last.exists():
+        try:
+            check(last)
+            return last, note
+        except UserError:
+            if not previous.exists():
+                raise
+            aside = run / f"{last.stem}.damaged.pt"
+            os.replace(last, aside)
+            note = f"{last} is damaged: it was set aside as {aside.name}, the checkpoint before it is used"
+    if not previous.exists():
+        return None
+    check(previous)
+    return previous, note
+
+
+def check(path: Path) -> None:
+    """Compare every record of a checkpoint with its checksum, in bounded memory; raises UserError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        damaged = "the file itself"
+    if damaged is not None:
+        raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.")
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; raises UserError where it is absent, damaged or holds anything but data."""
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a run that has trained.")
+    check(path)  # torch compares no checksum
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):

@@ -220,9 +220,8 @@ class Engine:
         self.saved_at = time.monotonic()
         if self.ranks.is_main:
             state = {**self.strategy.state(), "ema": self.ema.state() if self.ema else []}
-            checkpoint.save(
-                self.run / checkpoint.LAST, {**state, **self._about(), "best": self.best, "scores": self.scores}
-            )
+            everything = {**state, **self._about(), "best": self.best, "scores": self.scores}
+            checkpoint.save(self.run / checkpoint.LAST, everything, self.run / checkpoint.PREVIOUS)
 
     def _save_best(self, score: float | None) -> None:
         if not self.ranks.is_main:
@@ -243,8 +242,8 @@ class Engine:
         }
 
     def _resume(self) -> None:
-        path = self.run / checkpoint.LAST
-        if not path.exists():
+        path = self._newest()
+        if path is None:
             return
         content = checkpoint.load(path)
         if content["signature"] != self.recipe.signature:
@@ -255,6 +254,21 @@ class Engine:
         self.step, self.best, self.scores = content["step"], content["best"], content["scores"]
         if self.ranks.is_main and self.step < self.total:
             print(f"going on from step {self.step} of {self.total}", flush=True)
+
+    def _newest(self) -> Path | None:
+        """Rank 0 looks, and sets a damaged checkpoint aside; all ranks take the same one."""
+        found, problem = None, ""
+        if self.ranks.is_main:
+            try:
+                found = checkpoint.newest(self.run)
+            except UserError as error:
+                problem = str(error)
+        found, problem = distributed.agree((found, problem))
+        if problem:
+            raise UserError(problem)
+        if found and found[1] and self.ranks.is_main:
+            print(f"note: {found[1]}", flush=True)
+        return found[0] if found else None
 
     def load_best(self) -> None:
         """Put checkpoint_best.pt's weights into the model (and into the average that evaluation uses)."""

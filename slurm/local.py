@@ -48,6 +48,7 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     """Run a job in processes of its own on this machine, echo its output as it comes, and tell how it ended."""
     import submitit
 
+    own_folder(folder)
     executor = submitit.LocalExecutor(folder / name)
     # a year: on one's own machine no job is cut short
     executor.update_parameters(name=name, timeout_min=60 * 24 * 365, tasks_per_node=processes)
@@ -75,6 +76,12 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     reason = last_error(str(error)) or type(error).__name__
     print(f"== {name} failed: {reason}\n   log: {first.stderr}", file=sys.stderr, flush=True)
     return Outcome(False, None, reason, first.stderr)
+
+
+def own_folder(folder: Path) -> None:
+    """Make a folder that is its owner's alone: it will hold pickles, which run whatever is written into them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def exceptions(handle: Any, processes: int) -> list[BaseException | None]:

@@ -70,6 +70,7 @@ def test_one_array_a_recipe_and_a_final_job_after_all(slurm: Path, phantoms: Pat
     code = out / "code" / submitted[0]["code"]
     assert (code / "medslurm" / "job.py").is_file()
     assert not (out / "lock.json").exists()
+    assert (out / "jobs").stat().st_mode & 0o777 == 0o700  # it holds pickles
 
 
 def test_a_plan_over_the_budget_is_refused(

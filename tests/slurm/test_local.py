@@ -23,7 +23,8 @@ def test_a_job_sees_the_gpus_that_its_submitter_sees(
 
 
 def test_output_is_echoed_and_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert follow_locally(functools.partial(print, "hello from the job"), tmp_path, name="says").ok
+    assert follow_locally(functools.partial(print, "hello from the job"), tmp_path / "jobs", name="says").ok
+    assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700  # it holds pickles
     assert "hello from the job" in capsys.readouterr().out
     outcome = follow_locally(functools.partial(int, "x"), tmp_path, name="fails")
     assert not outcome.ok
