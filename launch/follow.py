@@ -23,12 +23,12 @@ def follow(out: Path, every_s: float = 10.0) -> int:
     jobs = read_jobs(out)
     if "" not in latest(jobs, "finish"):
         raise UserError(f"{out} was not submitted to a cluster: run launch/sweep.py with --cluster.")
-    final = latest(jobs, "finish")[""].job
-    ids = [job.job for job in jobs]
     before: dict[str, str] = {}
     noted: set[str] = set()
     gone_since: float | None = None
     while True:
+        jobs = read_jobs(out)  # --resume elsewhere may have submitted another final job
+        final, ids = latest(jobs, "finish")[""].job, [job.job for job in jobs]
         states, notes = commands.states(ids)
         for note in notes:
             if note not in noted:
@@ -40,10 +40,11 @@ def follow(out: Path, every_s: float = 10.0) -> int:
         told: dict[str, Any] = read_json(path) if path.is_file() else {}
         if told.get("job") == final:
             break
-        ended = final in states and not states[final].active
+        blind = any(note.startswith("squeue") for note in notes)
+        ended = not blind and not (final in states and states[final].active)
         gone_since = (gone_since or time.monotonic()) if ended else None
         if gone_since and time.monotonic() - gone_since > GRACE_S:
-            why = commands.why_ended(states[final])
+            why = commands.why_ended(states[final]) if final in states else "is no longer known to SLURM"
             raise UserError(f"the final job {final} {why} and left nothing in {out}: can the nodes write there?")
         time.sleep(every_s)
     if told["status"] != "done":
@@ -62,9 +63,14 @@ def show_table(out: Path, plan: dict[str, Any]) -> None:
     print(f"{'curves:':12} tensorboard --logdir {out}", flush=True)
 
 
+def _words(member: Standing) -> str:
+    where = f" on {member.node}" if member.state == "running" else ""
+    held = f": {member.slurm}, ask the cluster's staff or `scontrol release`" if "held" in member.slurm.lower() else ""
+    return f"{member.state}{where}{held}{': ' + member.reason if member.reason else ''}"
+
+
 def _say_changes(members: list[Standing], before: dict[str, str]) -> dict[str, str]:
-    now = {m.folder: f"{m.state}{' on ' + m.node if m.state == 'running' else ''}{': ' + m.reason if m.reason else ''}"
-           for m in members}  # fmt: skip
+    now = {m.folder: _words(m) for m in members}
     changed = [m for m in members if now[m.folder] != before.get(m.folder)]
     clock = time.strftime("%H:%M:%S")
     for member in changed[:20]:

@@ -1,6 +1,8 @@
 """What a job runs: small callables that can be pickled; heavy imports come inside."""
 
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,10 @@ if TYPE_CHECKING:
     from medslurm.job import ThisJob
 
 STUCK = 3
+# Between the nodes of one job.
+SIGNALS_S = 5.0
+# Turns of a final job; it keeps nothing between them.
+MOST_TURNS = 20
 
 
 @dataclass
@@ -35,8 +41,10 @@ class PrepareJob:
             asked = read_request(plan)
             how = SimpleNamespace(workers=len(os.sched_getaffinity(0)), label_map=asked.label_map, strict=asked.strict)
             door = DOORS[plan["task"]]
-            cache = door.prepare(Path(asked.data), sweep, read_recipes(plan, sweep), how)
-            write_json(sweep / "prepared.json", {"fingerprint": door.open_cache(cache).fingerprint})
+            recipes = read_recipes(plan, sweep)
+            cache = door.open_cache(door.prepare(Path(asked.data), sweep, recipes, how))
+            check_some(door, recipes, cache, asked.weights)
+            write_json(sweep / "prepared.json", {"fingerprint": cache.fingerprint})
         except Exception as error:
             where = f" (on {job.node})" if job else ""
             write_json(failed, {"status": "failed", "reason": reason_of(error) + where, "user": is_users(error)})
@@ -51,6 +59,7 @@ class TrainJob:
     cache: str
     out: str
     signal_s: int = 120
+    time_s: int = 0  # the job's time limit
 
     def __call__(self) -> dict[str, Any]:
         from medslurm.job import this_job
@@ -89,7 +98,7 @@ class TrainJob:
         done = out / "done.json"
         if done.is_file():  # requeued after its last word
             return read_json(done)
-        warned = Warned(job, patience(self.signal_s), stuck=lambda: note_stuck(out))
+        warned = Warned(job, patience(self.signal_s), stuck=lambda: note_stuck(out, self.time_s))
         job.export_ranks()
         if job.world > 1:
             os.environ["MEDTRAIN_RENDEZVOUS"] = str(out / f".meet-{job.raw}-{job.restarts}")
@@ -103,8 +112,25 @@ class TrainJob:
             return self._train(warned)
         except Exception as error:
             if isinstance(error, Stopped) or warned():
+                if job.is_main and not warned.told:  # another rank was told first, with the same signal
+                    time.sleep(SIGNALS_S)
                 job.leave(warned.told)
             raise
+
+
+def check_some(door: Any, recipes: Sequence[Any], cache: Any, weights: str) -> None:
+    """Refuse what would fail in every member; one of several is left to fail as a row of the table."""
+    from medtrain.errors import UserError
+
+    problems: list[UserError] = []
+    for recipe in recipes:
+        try:
+            door.check(recipe, cache, weights)
+            return
+        except UserError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 def reason_of(error: BaseException) -> str:
@@ -144,8 +170,6 @@ def note_failure(path: Path, error: Exception) -> None:
 
 def note_start(out: Path, job: "ThisJob") -> None:
     """Write job.json; raises UserError where the last starts, cut by time limits, did not get one step further."""
-    import time
-
     from medslurm.submit import log_of
     from medtrain.errors import UserError
     from medtrain.files import read_json, write_json
@@ -167,10 +191,15 @@ def note_start(out: Path, job: "ThisJob") -> None:
         raise error
 
 
-def note_stuck(out: Path) -> None:
-    """Remember in job.json at which step the job was when it could not reach another one in time."""
+def note_stuck(out: Path, time_s: int) -> None:
+    """Remember in job.json at which step the job was when it could not reach another one in time.
+
+    Only of turns that had most of their time: a preemption soon after the start says nothing of the member.
+    """
     from medtrain.files import read_json, write_json
 
+    if time.time() - read_json(out / "job.json")["started"] < time_s / 2:
+        return
     told = read_json(out / "status.json") if (out / "status.json").is_file() else {"step": 0, "phase": "train"}
     path = out / "job.json"
     about = read_json(path)
@@ -191,22 +220,27 @@ class FinishJob:
         from medlaunch.plan import read_plan
         from medlaunch.report import settle
         from medslurm.job import restart_on_warning, this_job
-        from medtrain.files import write_json
+        from medtrain.errors import UserError
+        from medtrain.files import read_json, write_json
 
         sweep = Path(self.sweep)
         job = this_job()
-        about = {"job": job.name if job else ""}
+        path = sweep / "finish.json"
+        before = read_json(path) if path.is_file() else {}
+        about = {"job": job.name if job else before.get("job", "")}  # made again by hand it stays the cluster's
         if job:
             restart_on_warning(job)
         try:
+            if job and job.restarts >= MOST_TURNS:
+                raise UserError(f"the final job was cut {MOST_TURNS} times: give a longer --time.")
             plan = read_plan(sweep)
             if job:
                 settle(sweep, plan)
                 unprepared(sweep)
             missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
-            write_json(sweep / "finish.json", {**about, "status": "done", "missing": missing})
+            write_json(path, {**about, "status": "done", "missing": missing})
             return missing
         except Exception as error:
             told = {"status": "failed", "reason": reason_of(error), "user": is_users(error)}
-            write_json(sweep / "finish.json", {**about, **told})
+            write_json(path, {**about, **told})
             raise

@@ -83,11 +83,13 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
     request = read_request(plan)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
     arrays, folders = [], []
+    time_s = 60 * (minutes(cluster.time) or 0)
     for recipe_name in dict.fromkeys(recipe.name for recipe in recipes):
         mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
                 if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
         if mine:
-            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s) for r, f in mine]
+            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s)
+                     for r, f in mine]  # fmt: skip
             arrays.append(Array(f"{name}-{recipe_name}", calls, cluster.time, cluster.partition, request.nodes,
                                 request.processes, throttle=cluster.throttle))  # fmt: skip
             folders.append([f for _, f in mine])
@@ -112,7 +114,7 @@ def table(jobs: Jobs) -> str:
     return to_markdown([HEAD, *lines], [total])
 
 
-def run(out: Path, request: Request | None, *, resume: bool, dry_run: bool = False, max_gpu_hours: float | None = None,
+def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max_gpu_hours: float | None = None,
         following: bool = False, every_s: float = 10.0) -> int:  # fmt: skip
     """Plan and submit a sweep (or, with `resume`, what it lacks), and follow it if asked; returns the exit code."""
     out = out.absolute()
@@ -120,51 +122,71 @@ def run(out: Path, request: Request | None, *, resume: bool, dry_run: bool = Fal
         raise UserError(f"{out} has a %, which SLURM reads as a pattern in the names of log files: take another --out.")
     with slurms_words():
         plan = _plan(out, request, resume)
-        request = read_request(plan)
-        cluster = open_cluster(request, plan.get("cluster"))
-        recipes = read_recipes(plan, out)
+        cluster = open_cluster(read_request(plan), plan.get("cluster"))
         if dry_run:
-            jobs = make_jobs(out, plan, recipes, {m["folder"] for m in plan["members"]}, cluster, prepare=True)
+            jobs = _needed(out, plan, cluster, read_jobs(out), set())
             _print_dry(jobs, out)
             _budget(jobs, max_gpu_hours)
             return 0
-        submitted = read_jobs(out)
-        states, _ = commands.states(job.job for job in submitted)
-        live = {job.job for job in submitted if job.job in states and states[job.job].active}
-        if live and not resume:
-            raise UserError(
-                f"{out} has jobs that wait or run ({', '.join(sorted(live)[:3])}{', …' if len(live) > 3 else ''}): "
-                f"look with launch/status.py, go on with --resume {out}, or give another --out."
-            )
-        missing = _missing(out, plan, submitted, live)
-        if not missing and not _needs_finish(out, live, submitted):
-            running = sum(job.kind == "train" for job in submitted if job.job in live)
-            print(f"nothing is missing in {out}" + (f", {running} members wait or run" if running else ""))
-            return follow(out, every_s) if following and live else _finished(out, plan)
-        jobs = make_jobs(out, plan, recipes, missing, cluster, prepare=bool(missing) and not _is_prepared(out, live))
-        print(table(jobs), flush=True)
-        _budget(jobs, max_gpu_hours)
         with locked(out, "submitting this sweep"):
-            own_folder(out / "jobs")
-            for array in jobs.all:
-                submit.check(cluster, array, out / "jobs")
-            write_plan(out, {**plan, "cluster": dataclasses.asdict(cluster)})
-            _submit(out, jobs, submitted, live)
+            submitted = read_jobs(out)
+            live = commands.live(job.job for job in submitted)
+            if live and not (resume or following):
+                some = ", ".join(sorted(live)[:3]) + (", …" if len(live) > 3 else "")
+                raise UserError(
+                    f"{out} has jobs that wait or run ({some}): look with launch/status.py, go on with --resume {out}, "
+                    "or give another --out."
+                )
+            jobs = _needed(out, plan, cluster, submitted, live)
+            if not jobs.arrays and not _needs_finish(out, live, submitted):
+                running = sum(job.kind == "train" for job in submitted if job.job in live)
+                print(f"nothing is missing in {out}" + (f", {running} members wait or run" if running else ""))
+            else:
+                _submit_checked(out, plan, jobs, submitted, live, max_gpu_hours)
+                live = {"new"}
+    if not live:
+        return _finished(out, plan)
     print(f"look:   python launch/status.py {out}\ncancel: python launch/sweep.py cancel {out}", flush=True)
     return follow(out, every_s) if following else 0
 
 
-def _plan(out: Path, request: Request | None, resume: bool) -> dict[str, Any]:
-    if resume:
-        plan = read_plan(out)
-        asked = read_request(plan)
-        if request and request.cluster:  # another cluster may go on with it
-            asked = replace(asked, cluster=request.cluster, cluster_file=request.cluster_file, time=request.time,
-                            throttle=request.throttle)  # fmt: skip
-        if not asked.cluster:
+def _needed(out: Path, plan: dict[str, Any], cluster: Cluster, submitted: Sequence[Submitted], live: set[str]) -> Jobs:
+    missing = _missing(out, plan, submitted, live)
+    prepare = bool(missing) and not _is_prepared(out, live)
+    return make_jobs(out, plan, read_recipes(plan, out), missing, cluster, prepare=prepare)
+
+
+def _submit_checked(out: Path, plan: dict[str, Any], jobs: Jobs, submitted: Sequence[Submitted], live: set[str],
+                    max_gpu_hours: float | None) -> None:  # fmt: skip
+    print(table(jobs), flush=True)
+    _budget(jobs, max_gpu_hours)
+    own_folder(out / "jobs")
+    for array in jobs.all:
+        submit.check(jobs.cluster, array, out / "jobs")
+    write_plan(out, {**plan, "cluster": dataclasses.asdict(jobs.cluster)})
+    before = len(submitted)
+    try:
+        _submit(out, jobs, submitted, live)
+    except ClusterError as error:
+        if len(read_jobs(out)) == before:
+            raise
+        words = f"{error} What was submitted before that stays; once mended, --resume {out} submits the rest."
+        raise ClusterError(words) from None
+
+
+def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
+    """The plan that was typed, or with `resume` the one in the folder; raises UserError where the two differ."""
+    there = read_plan(out) if resume or (out / PLAN).is_file() else None
+    known = read_request(there) if there else None
+    if known and resume:  # another cluster, time or throttle may go on with it
+        request = replace(request if request.sweep else known, cluster=request.cluster or known.cluster,
+                          cluster_file=request.cluster_file if request.cluster else known.cluster_file,
+                          time=request.time or known.time, throttle=request.throttle or known.throttle)  # fmt: skip
+        if not request.cluster:
             raise UserError(f"{out} was run on one machine: name a --cluster, or run the same command again there.")
-        return {**plan, "request": asked.__dict__}
-    assert request is not None
+        if request.sweep == known.sweep and request.sets == known.sets and request.data == known.data:
+            assert there is not None
+            return {**there, "request": dataclasses.asdict(request)}
     door = find_sweep(request.sweep)
     recipes = request.recipes()
     door.check_early(recipes)
@@ -174,11 +196,15 @@ def _plan(out: Path, request: Request | None, resume: bool) -> dict[str, Any]:
             raise UserError(f"{recipe.name} can not share its batch: --set train.batch={share}.")
     source = door.look(Path(request.data), request.label_map)
     plan = make_plan(request, door.expand(recipes, source, request.cancers))
-    if (out / PLAN).is_file():
-        there = read_plan(out)
-        if [m["folder"] for m in there["members"]] != [m["folder"] for m in plan["members"]]:
+    if there and known:
+        same = [m["folder"] for m in there["members"]] == [m["folder"] for m in plan["members"]]
+        if not same or _data_of(known) != _data_of(request):
             raise UserError(f"{out} holds another sweep: give another --out, or the options that it was made with.")
     return plan
+
+
+def _data_of(request: Request) -> tuple[str, str, bool]:
+    return request.data, request.label_map, request.strict
 
 
 def _missing(out: Path, plan: dict[str, Any], submitted: Sequence[Submitted], live: set[str]) -> set[str]:
@@ -240,8 +266,6 @@ def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str
     code = snapshot.take(out / "code", packages)
     folder, cluster = out / "jobs", jobs.cluster
     old = latest(submitted, "finish").get("")
-    if old and old.job in live:  # the new one waits for what the old one waited for, too
-        commands.cancel([old.job])
 
     def note(kind: str, ids: Sequence[str], folders: Sequence[str]) -> None:
         add_jobs(out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
@@ -262,17 +286,15 @@ def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str
         note("train", ids, names)
         waiting += ids
     note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
+    if old and old.job in live:  # the new one waits for what the old one waited for, too
+        commands.cancel([old.job])
 
 
 def cancel(out: Path) -> int:
     """Cancel every job of a sweep that waits or runs; what is trained stays."""
     read_plan(out)
-    submitted = read_jobs(out)
-    with slurms_words():
-        states, notes = commands.states(job.job for job in submitted)
-        live = [job.job for job in submitted if job.job in states and states[job.job].active]
+    with slurms_words(), locked(out, "cancelling this sweep"):
+        live = commands.live(job.job for job in read_jobs(out))
         commands.cancel(live)
-    for told in notes:
-        print(f"note: {told}")
     print(f"{len(live)} jobs of {out} cancelled; --resume goes on from what is saved")
     return 0

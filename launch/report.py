@@ -100,7 +100,7 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
     log = job.get("log") or (submitted.log if submitted else "")
     age = time.time() - status.get("time", 0)
     state, reason = _state(slurm, status, job, done, failed, age)
-    if state == "lost":
+    if state == "lost" and slurm and slurm.state == "FAILED" and not commands.memory_ended(slurm):
         reason = _last_words(log) or reason
     waits = f" ({slurm.reason})" if slurm and slurm.state == "PENDING" and slurm.reason else ""
     left = status.get("left_s")
@@ -155,14 +155,21 @@ def _last_words(log: str) -> str:
         with open(log, "rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 20_000))
-            return last_error(file.read().decode("utf-8", "replace"))
+            text = file.read().decode("utf-8", "replace")
+        return last_error(text.rsplit("Starting with JobEnvironment", 1)[-1])  # an earlier start's errors are past
     except OSError:
         return ""
 
 
 def settle(sweep: Path, plan: Mapping[str, Any]) -> None:
     """Write failed.json for members that ended without one, so that the tables give a reason."""
-    states, _ = commands.states(job.job for job in read_jobs(sweep))
+    jobs = read_jobs(sweep)
+    states, _ = commands.states(job.job for job in jobs)
+    first = latest(jobs, "prepare").get("")
+    told = any((sweep / name).is_file() for name in ("prepared.json", "prepare_failed.json"))
+    if first and not told and first.job in states and not states[first.job].active:  # killed without a word
+        why = f"its job {first.job} {commands.why_ended(states[first.job])}"
+        write_json(sweep / "prepare_failed.json", {"status": "failed", "reason": why, "user": True})
     prepare = _maybe(sweep / "prepare_failed.json")
     for standing in standings(sweep, plan, states):
         if standing.state in ("done", "failed", "running", "requeued"):

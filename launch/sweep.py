@@ -73,15 +73,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def request_of(options: argparse.Namespace) -> Request | None:
-    """What was typed, or None where --resume says all; raises UserError for what does not go together."""
+def request_of(options: argparse.Namespace) -> Request:
+    """What was typed; its sweep is "" where --resume says all. Raises UserError for what does not go together."""
     for name, least in (("processes", 1), ("nodes", 1), ("throttle", 0), ("workers", 1)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give at least {least}.")
     if not options.every > 0:
         raise UserError(f"--every {options.every:g}: give seconds above 0.")
-    if options.resume and not options.sweep and not options.cluster:
-        return None
+    if options.resume and options.sweep and not options.data:
+        raise UserError("--resume DIR needs no sweep's name; with one it needs --data, too, to compare.")
     if not options.resume and not (options.sweep and options.data and options.out):
         raise UserError("a sweep needs its name, --data and --out: see --help; or --resume DIR goes on with one.")
     asked = {name: getattr(options, name) for name in (
@@ -105,12 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return remote.cancel(chosen.sweep) if words[0] == "cancel" else follow(chosen.sweep, chosen.every)
     options = parse(words)
     request = request_of(options)
-    if options.resume or (request and request.cluster):
+    if options.resume or request.cluster:
         return remote.run(
             options.resume or options.out, request, resume=bool(options.resume), dry_run=options.dry_run,
             max_gpu_hours=options.max_gpu_hours, following=options.follow, every_s=options.every,
         )  # fmt: skip
-    assert request is not None
     for name in ("dry_run", "max_gpu_hours", "follow", "time", "throttle"):
         if getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')} belongs to a cluster: add --cluster NAME.")
@@ -122,11 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_if_submitted(out: Path) -> None:
-    submitted = read_jobs(out)
-    states, _ = commands.states(job.job for job in submitted)
-    live = [job.job for job in submitted if job.job in states and states[job.job].active]
+    with remote.slurms_words():
+        live = commands.live(job.job for job in read_jobs(out))
     if live:
-        raise UserError(f"{out} has jobs on the cluster ({live[0]}): wait, cancel them, or give another --out.")
+        raise UserError(f"{out} has jobs on the cluster ({min(live)}): wait, cancel them, or give another --out.")
 
 
 def run_here(out: Path, request: Request) -> int:

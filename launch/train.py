@@ -8,7 +8,7 @@ from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import UserError, exit_code
-from medtrain.files import read_json, write_json, write_text
+from medtrain.files import read_json, remove_leftovers, write_json, write_text
 from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
 
@@ -74,6 +74,7 @@ def open_run(recipe: Recipe, cache: Any, out: Path) -> None:
             raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
         if read_json(data).get("fingerprint") != cache.fingerprint:
             raise UserError(f"{out} was trained on other data than {cache.path} holds: give another --out.")
+    remove_leftovers(out)
     write_json(data, {"path": str(cache.path.resolve()), "fingerprint": cache.fingerprint})
     write_text(there, recipe.to_json())
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; for a folder that only this process writes in."""
+    for path in folder.glob(".*"):
+        if re.match(r"\.\d+\.", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

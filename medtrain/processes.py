@@ -18,7 +18,7 @@ PATIENCE_S = 20
 
 
 def stay_with_parent() -> None:
-    """In a child of multiprocessing: leave Ctrl-C and SIGTERM to the parent, and be killed when it ends.
+    """In a child of multiprocessing: leave Ctrl-C, SIGTERM and SIGUSR2 to the parent, and be killed when it ends.
 
     A terminal and SLURM signal the whole group at once, and DALI waits for ever for a worker that died of it; a worker
     whose parent was killed would wait for ever for work. Does nothing in a main process.
@@ -28,6 +28,7 @@ def stay_with_parent() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))

@@ -11,7 +11,8 @@
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2
 #SBATCH --mem=3G
-#SBATCH --time=48:00:00
+#SBATCH --time=24:00:00
+#SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 #SBATCH --output=medtrain-brats-%j.log
 #SBATCH --open-mode=append
@@ -19,7 +20,11 @@ set -euo pipefail
 
 here=$(dirname "${BASH_SOURCE[0]}")
 if [ ! -f "$here/env.sh" ]; then # sbatch runs a copy from its spool folder
-    here=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\(.*\.sh\).*/\1/p')")
+    script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p') || script=
+    for here in "${script%%/brats.sh*}" "${SLURM_SUBMIT_DIR:-.}" "${SLURM_SUBMIT_DIR:-.}/slurm" ""; do
+        [ ! -f "$here/env.sh" ] || break
+    done
+    [ -n "$here" ] || { echo "error: the checkout is not found: type sbatch in it." >&2 && exit 2; }
     export MEDTRAIN_BATCH=1
 fi
 # shellcheck source=slurm/env.sh

@@ -61,15 +61,20 @@ class Cluster:
 
     def python_command(self) -> str:
         """The shell words that start Python on a node."""
-        own = f"{self.venv}/bin/python" if self.venv else sys.executable
-        return shlex.join([*self.container, self.python or ("python" if self.container else own)])
+        own = f"{_home(self.venv)}/bin/python" if self.venv else sys.executable
+        return shlex.join([*self.container, _home(self.python) or ("python" if self.container else own)])
 
     def setup_lines(self) -> list[str]:
         """Shell lines before Python starts."""
         lines = [f"module load {shlex.quote(module)}" for module in self.modules]
         if self.venv and not self.container:
-            lines.append(f". {shlex.quote(self.venv + '/bin/activate')}")
+            lines.append(f". {shlex.quote(_home(self.venv) + '/bin/activate')}")
         return [*lines, *self.setup]
+
+
+def _home(path: str) -> str:
+    """A path with ~ spelt out: it is quoted on the node."""
+    return os.path.expanduser(path)
 
 
 KEYS = {f.name: f for f in dataclasses.fields(Cluster) if f.name not in ("name", "file", "lines")}

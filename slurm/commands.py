@@ -83,9 +83,27 @@ def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:
             found |= {job: state for job, state in _controller(number).items() if job not in found or state.code}
     else:
         accounted = _parsed(told.stdout, ("id", "state", "node", "code"))
-        # accounting lags behind the queue for what still moves
-        found |= {job: state for job, state in accounted.items() if job not in found or not found[job].active}
+        answered = not notes
+        for job, state in accounted.items():
+            # accounting lags behind the queue, and may never hear of the end of what the queue has forgotten
+            if state.active and answered:
+                found.setdefault(job, JobState("UNKNOWN", "", state.node, state.code))
+            elif job not in found or not found[job].active:
+                found[job] = state
     return found, notes
+
+
+def live(jobs: Iterable[str]) -> set[str]:
+    """Those of these jobs and array tasks that wait or run; raises ClusterError where the queue does not answer."""
+    wanted = set(jobs)
+    ids = sorted({job.split("_")[0] for job in wanted}, key=int)
+    if not ids:
+        return set()
+    done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"])
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ClusterError(f"squeue does not answer ({words_of(done)}): try again when the controller is back.")
+    found = _parsed(done.stdout, ("id", "state", "reason", "node"))
+    return {job for job in wanted if job in found and found[job].active}
 
 
 def _ask(words: list[str]) -> subprocess.CompletedProcess[str] | None:
@@ -140,9 +158,14 @@ def _controller(job: str) -> dict[str, JobState]:
     return found
 
 
+def memory_ended(state: JobState) -> bool:
+    """Whether a job was killed outright, which is what happens to one that takes too much memory."""
+    return state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and state.code in ("0:9", "9:0", "137:0"))
+
+
 def why_ended(state: JobState) -> str:
     """A job's end that it could not tell of itself, in words."""
-    if state.state == "OUT_OF_MEMORY" or (state.state == "FAILED" and state.code == "0:9"):
+    if memory_ended(state):
         return f"killed, most likely out of memory (SLURM: {state.state} {state.code})"
     words = {"TIMEOUT": "ended by the time limit", "CANCELLED": "cancelled", "NODE_FAIL": "its node failed",
              "PREEMPTED": "preempted and not requeued"}  # fmt: skip
@@ -178,7 +201,7 @@ def partition(name: str) -> dict[str, str]:
 
 def longest(name: str) -> str:
     """The longest time that a partition allows, at most a day."""
-    limit = partition(name).get("MaxTime", "UNLIMITED") if name else "UNLIMITED"
+    limit = partition(name.split(",")[0]).get("MaxTime", "UNLIMITED") if name else "UNLIMITED"
     return "24:00:00" if limit == "UNLIMITED" or re.match(r"\d+-", limit) else limit
 
 

@@ -78,7 +78,8 @@ medtrain_sweep() {
         unset OMP_NUM_THREADS # of this job; the others ask for CPUs of their own
         rest+=(--cluster "${CLUSTER:-here}" --follow)
         # before this job's own time limit: the sweep runs on, and the next turn follows it further
-        trap 'scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+        trap 'scontrol requeue "$SLURM_JOB_ID" && exit 0; echo "error: not requeued; the sweep runs on: submit this again." >&2
+            exit 1' USR1
     fi
     if [ -z "$data" ]; then
         data=$root/$phantoms
@@ -86,10 +87,8 @@ medtrain_sweep() {
         echo "no --data given: making phantoms in $data"
         python "$root/launch/prepare.py" "$phantom" --out "$data" || return $?
     fi
-    if [ -n "${MEDTRAIN_BATCH:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -f "$out/jobs.csv" ]; then
-        set -- follow "$out"
-    elif [ -n "${MEDTRAIN_BATCH:-}" ] && [ -f "$out/plan.json" ]; then
-        set -- --resume "$out" --follow # submitted again: for what is missing
+    if [ -n "${MEDTRAIN_BATCH:-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && grep -qs '^finish,' "$out/jobs.csv"; then
+        set -- follow "$out" # what it submitted before it was requeued itself
     else
         set -- "$sweep" --data "$data" --out "$out" ${rest[@]+"${rest[@]}"}
     fi

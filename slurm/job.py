@@ -6,6 +6,7 @@ by itself while it is preempted.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 WARNING, END = "warning", "end"
@@ -54,7 +56,11 @@ class ThisJob:
         By name: the last task of an array has the array's own number, which would requeue all of its tasks.
         """
         for _ in range(10):
-            done = subprocess.run(["scontrol", "requeue", self.name], capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(["scontrol", "requeue", self.name], capture_output=True, text=True, check=False)
+            except OSError:  # inside a container: the batch script outside of it asks (see `submit.after_srun`)
+                Path(os.environ["SUBMITIT_FOLDER"], f".requeue-{self.raw}").touch()
+                return True
             if done.returncode == 0:
                 print(f"requeued job {self.name}", flush=True)
                 return True
@@ -64,17 +70,30 @@ class ThisJob:
             time.sleep(3)  # the controller restarts
         return False
 
-    def leave(self, told: str) -> NoReturn:
-        """End this process after `told` (WARNING or END); rank 0 has the job requeued after a warning.
+    def preempted(self) -> bool:
+        """Whether SLURM is taking this job away for another one, rather than cancelling it."""
+        try:
+            done = subprocess.run(["scontrol", "-o", "show", "job", self.name], capture_output=True, text=True,
+                                  check=False)  # fmt: skip
+        except OSError:
+            return False
+        when = re.search(r"\bPreemptTime=(\S+)", done.stdout)
+        taken = when is not None and when.group(1) not in ("None", "Unknown", "N/A")
+        return taken and "JobState=CANCELLED" not in done.stdout
 
-        At once and with status 0: a status would make srun kill the others before rank 0 has asked, and libraries may
-        wait for a network that is no more.
+    def leave(self, told: str) -> NoReturn:
+        """End this process after `told`: WARNING, END, or "" where another rank was told first.
+
+        Rank 0 has the job requeued after a warning, and where TERM meant a preemption: in its grace time SLURM requeues
+        nothing that ends by itself. The others end at once and with status 0: a status would make srun kill rank 0
+        before it has saved and asked, and libraries may wait for a network that is no more.
         """
-        if told == WARNING and self.is_main:
+        again = self.is_main and (told != END or self.preempted())
+        if again:
             self.requeue()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0 if told == WARNING else 143)
+        os._exit(0 if again or not self.is_main else 143)
 
 
 def this_job() -> ThisJob | None:

@@ -7,7 +7,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: st
         "array_parallelism": array.throttle or max(1, len(array.calls)),
         # srun of today does not take over the CPUs that sbatch was told; one dead process must end the others
         "srun_args": [f"--cpus-per-task={cluster.cpus_per_gpu}", "--kill-on-bad-exit=1"],
-        "setup": [*cluster.setup_lines(), *_environment(cluster, code)], "additional_parameters": more,
+        "setup": [*cluster.setup_lines(), *_environment(cluster, code)], "teardown": after_srun(folder),
+        "additional_parameters": more,
     }  # fmt: skip
     made.update_parameters(**wanted)
     return made
@@ -91,6 +92,13 @@ def _environment(cluster: Cluster, code: Path) -> list[str]:
     ]
 
 
+def after_srun(folder: Path) -> list[str]:
+    """Shell after the job: requeue it where it could not ask itself, and end as it ended."""
+    mark = f"{shlex.quote(str(folder))}/.requeue-$SLURM_JOB_ID"
+    name = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+    return ["status=$?", f'if [ -e {mark} ]; then rm -f {mark}; scontrol requeue "{name}"; fi', "exit $status"]
+
+
 def text(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> str:
     """The script that sbatch is given."""
     made = executor(cluster, array, folder, code, after)
@@ -103,16 +111,17 @@ def check(cluster: Cluster, array: Array, folder: Path) -> None:
     """Ask SLURM whether it would take this job; raises ClusterError in its words with the line that is to blame."""
     key = "partition" if array.partition == cluster.partition else "cpu_partition"
     limit = "time" if array.time == cluster.time else "cpu_time"
-    if array.partition:
+    for partition in filter(None, array.partition.split(",")):
         try:
-            longest = commands.partition(array.partition).get("MaxTime", "UNLIMITED")
+            longest = commands.partition(partition).get("MaxTime", "UNLIMITED")
         except ClusterError as error:
             raise ClusterError(f"{cluster.where(key)}: SLURM says: {error}.") from None
         if (minutes(array.time) or 0) > (minutes(longest) or 0):
-            raise ClusterError(f"{cluster.where(limit)}: partition {array.partition} allows {longest} at most.")
+            raise ClusterError(f"{cluster.where(limit)}: partition {partition} allows {longest} at most.")
+    first = replace(array, calls=array.calls[: most_tasks()])
     with tempfile.TemporaryDirectory() as place:
         script = Path(place) / "try.sh"
-        script.write_text(text(cluster, array, folder, folder), encoding="utf-8")
+        script.write_text(text(cluster, first, folder, folder), encoding="utf-8")
         with _clean():
             done = commands.call(["sbatch", "--test-only", str(script)])
     if done.returncode:
@@ -137,7 +146,7 @@ def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str 
     """Submit in as few calls of sbatch as the controller's MaxArraySize allows; returns the job id of each call in
     order, such as 12_0, 12_1 (or 12 for a single one). Raises ClusterError in SLURM's words.
     """
-    most = int(commands.config("MaxArraySize") or DEFAULT_MAX_ARRAY)
+    most = most_tasks()
     parts = [array.calls[start : start + most] for start in range(0, len(array.calls), most)]
     share = -(-array.throttle // len(parts)) if array.throttle else 0
     jobs: list[str] = []
@@ -147,6 +156,11 @@ def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str 
         with _clean():
             jobs += [job.job_id for job in _retried(made, part)]
     return jobs
+
+
+def most_tasks() -> int:
+    """Tasks that the controller takes in one array; 1 where it takes no arrays."""
+    return max(1, int(commands.config("MaxArraySize") or DEFAULT_MAX_ARRAY))
 
 
 def _retried(made: Any, calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -168,6 +182,8 @@ def _clean() -> Iterator[None]:
     import submitit
 
     kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}  # where the controller is
+    if "SLURM_JOB_ID" not in os.environ:  # on a login node SBATCH_ACCOUNT and the like are the user's own
+        kept |= {key: value for key, value in os.environ.items() if key.startswith("SBATCH_")}
     with submitit.helpers.clean_env():
         os.environ.update(kept)
         yield

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_slurm
 import pytest
 
 from medcls.recipes import RECIPES as CLS_RECIPES
@@ -88,3 +89,13 @@ TINY = (
 def tiny() -> Callable[..., SegRecipe]:
     """A SegResNet recipe of a few seconds, with overrides."""
     return lambda *extra: RECIPES["brats_segresnet_demo"]().override([*TINY, *extra])
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins of SLURM's programs on PATH: the folder that they answer from, once a test writes their files."""
+    folder = tmp_path / "slurm"
+    monkeypatch.setenv("PATH", f"{fake_slurm.install(folder)}:{os.environ['PATH']}")
+    for name in [key for key in os.environ if key.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return folder

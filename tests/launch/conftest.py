@@ -1,9 +1,7 @@
-"""Stand-ins of SLURM's programs and a cluster file, for the programs."""
+"""A cluster file beside the stand-ins of SLURM's programs."""
 
-import os
 from pathlib import Path
 
-import fake_slurm
 import pytest
 
 CLUSTERS = """
@@ -16,12 +14,8 @@ time = "02:00:00"
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the stand-ins answer from, with clusters.toml; an empty queue, no accounting."""
-    folder = tmp_path / "slurm"
-    monkeypatch.setenv("PATH", f"{fake_slurm.install(folder)}:{os.environ['PATH']}")
-    for name in [key for key in os.environ if key.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    (folder / "clusters.toml").write_text(CLUSTERS)
-    (folder / "squeue.txt").write_text("")
-    return folder
+def slurm(slurm: Path) -> Path:
+    """With clusters.toml and an empty queue; there is no accounting."""
+    (slurm / "clusters.toml").write_text(CLUSTERS)
+    (slurm / "squeue.txt").write_text("")
+    return slurm

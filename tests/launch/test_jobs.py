@@ -40,9 +40,12 @@ def test_a_member_that_gets_no_step_further_fails_at_last(tmp_path: Path) -> Non
     for number in (0, 5, 5, 9, 9):
         note_start(run, job())
         step(run, number)
-        note_stuck(run)
+        note_stuck(run, 0)
+    for _ in range(4):  # preempted soon after each start: that is not counted
+        note_start(run, job())
+        note_stuck(run, 3600)
     note_start(run, job())
-    note_stuck(run)
+    note_stuck(run, 0)
     with pytest.raises(UserError, match="no step was made after step 9 in 3 whole times: give a longer --time"):
         note_start(run, job())
     assert "no step was made" in read(run / "failed.json")["reason"]

@@ -187,6 +187,17 @@ def test_another_sweep_in_the_folder_and_an_unwritable_one(
     assert run_main(*words(slurm, phantoms, out)) == 0
     assert run_main(*words(slurm, phantoms, out, "--seeds", 2)) == 2
     assert "holds another sweep" in capsys.readouterr().err
+    other = tmp_path / "other data"
+    other.symlink_to(phantoms)
+    assert run_main(*words(slurm, other, out)) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+    (slurm / "squeue.txt").unlink()
+    assert run_main("sweep", "--resume", out) == 2
+    assert "squeue does not answer" in capsys.readouterr().err
+    assert len(jobs(out)) == 4
+    (slurm / "squeue.txt").write_text("")
+    assert run_main("sweep", "--resume", out, "--time", "10:00:00", "--throttle", 3, "--dry-run") == 0
+    assert "10:00:00" in capsys.readouterr().out
     (tmp_path / "file").write_text("")
     assert run_main(*words(slurm, phantoms, tmp_path / "file" / "s")) == 2
     assert "correct the path or its permissions" in capsys.readouterr().err

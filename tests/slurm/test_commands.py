@@ -26,7 +26,7 @@ def test_the_queue_speaks_for_what_moves_and_accounting_for_the_rest(slurm: Path
     assert found["7_1"].reason == "JobArrayTaskLimit"
     assert found["7_2"] == JobState("COMPLETED", "", "node2", "0:0")
     assert found["7_3"].state == "CANCELLED"
-    assert found["7_5"].state == "PENDING"
+    assert not found["7_5"].active  # the queue has forgotten it, whatever accounting still believes
     assert "node failed" in why_ended(found["9"])
     asked = fake_slurm.calls(slurm, "squeue")
     assert len(asked) == 1
@@ -46,6 +46,15 @@ def test_without_accounting_the_controller_stands_in_with_a_note(slurm: Path) ->
     assert found["7_1"] == JobState("FAILED", "X", "node2", "0:9")
     assert "out of memory" in why_ended(found["7_1"])
     assert found["7_3"].state == "PENDING"
+
+
+def test_no_answer_is_not_none(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands.live([]) == set()
+    (slurm / "squeue.txt").write_text("7_0|RUNNING|None|node1\n7_1|COMPLETED|None|node1\n")
+    assert commands.live(["7_0", "7_1", "8"]) == {"7_0"}
+    (slurm / "squeue.txt").unlink()
+    with pytest.raises(ClusterError, match="squeue does not answer"):
+        commands.live(["7_0"])
 
 
 def test_nothing_answers(slurm: Path) -> None:

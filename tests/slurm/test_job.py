@@ -91,7 +91,49 @@ def test_a_cancelled_job_saves_and_is_not_requeued(slurm: Path) -> None:
     code, text = ended(process)
     assert code == 143
     assert "saved end" in text
+    assert fake_slurm.calls(slurm, "scontrol") == [["-o", "show", "job", "810_2"]]
+
+
+def test_a_preemption_that_gives_no_warning_is_told_from_a_cancellation(slurm: Path) -> None:
+    """In its grace time SLURM requeues no job that ends by itself."""
+    (slurm / "scontrol_job.txt").write_text("JobId=812 JobState=RUNNING PreemptTime=2026-11-24T10:00:00 X=1\n")
+    process = start(LOOP, "30", "steps")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
+    assert fake_slurm.calls(slurm, "scontrol")[1:] == [["requeue", "810_2"]]
+    (slurm / "scontrol_job.txt").write_text("JobId=812 JobState=CANCELLED PreemptTime=None\n")
+    process = start(LOOP, "30", "steps")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+
+
+def test_other_ranks_never_end_the_job_before_rank_0_has_saved(slurm: Path) -> None:
+    process = start(LOOP, "30", "steps", rank=1)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
     assert fake_slurm.calls(slurm, "scontrol") == []
+
+
+def test_inside_a_container_the_batch_script_requeues(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medslurm.submit import after_srun
+
+    folder = tmp_path / "it's jobs"
+    folder.mkdir()
+    (slurm / "bin" / "scontrol").unlink()
+    monkeypatch.setenv("PATH", str(slurm / "bin"))
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(folder))
+    process = start(CUT)
+    process.send_signal(signal.SIGUSR2)
+    assert ended(process)[0] == 0
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    script = "\n".join(["scontrol() { echo asked $*; }", "(exit 7)", *after_srun(folder)])
+    for told in ("asked requeue 810_2\n", ""):
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, check=False, env={**RANKS, "PATH": "/bin"}
+        )
+        assert (done.stdout, done.returncode) == (told, 7)
 
 
 def test_a_job_that_reaches_no_step_is_requeued_all_the_same(slurm: Path) -> None:
