@@ -113,6 +113,16 @@ def test_data_that_can_not_be_prepared_is_told_and_nothing_waits(sweeps: Sweeps,
     assert done.stderr.count("\n") == 1
 
 
+def test_a_loss_that_is_no_number_is_the_reason_in_the_table(sweeps: Sweeps, tmp_path: Path) -> None:
+    """Where every member fails there is no table to make: the final job says why, in one sentence."""
+    out = tmp_path / "sweep"
+    sweeps.submit(out, "--models", "segresnet", sets=("optim.lr=1e38", "train.log_every=1", "train.epochs=9"))
+    done = sweeps.script("sweep", "follow", out, "--every", "1")
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "no finished member (brats_segresnet_demo: FloatingPointError: the loss was nan 3 times" in done.stderr
+    assert "| failed | FAILED" in sweeps.script("status", out).stdout
+
+
 def test_folders_that_the_nodes_do_not_see(sweeps: Sweeps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data that lies on the login node only, and an out folder that the nodes can not write."""
     from medlaunch import follow
