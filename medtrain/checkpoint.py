@@ -71,7 +71,7 @@ def check(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         damaged = "the file itself"
     if damaged is not None:
         raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.")
