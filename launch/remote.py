@@ -29,12 +29,11 @@ HEAD = ("job", "tasks", "at once", "nodes", "processes", "GPUs", "wall time", "G
 
 @dataclass(frozen=True)
 class Jobs:
-    """What is to be submitted; `folders` names the members of each array's tasks."""
+    """What is to be submitted: `arrays` hold the members' TrainJobs."""
 
     cluster: Cluster
     prepare: Array | None
     arrays: Sequence[Array]
-    folders: Sequence[Sequence[str]]
     finish: Array
 
     @property
@@ -82,7 +81,7 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
     """The jobs that are needed for the missing members."""
     request = read_request(plan)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
-    arrays, folders = [], []
+    arrays = []
     time_s = 60 * (minutes(cluster.time) or 0)
     for recipe_name in dict.fromkeys(recipe.name for recipe in recipes):
         mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
@@ -92,11 +91,10 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
                      for r, f in mine]  # fmt: skip
             arrays.append(Array(f"{name}-{recipe_name}", calls, cluster.time, cluster.partition, request.nodes,
                                 request.processes, throttle=cluster.throttle))  # fmt: skip
-            folders.append([f for _, f in mine])
     before = Array(f"{name}-prepare", [PrepareJob(str(out))], cluster.cpu_time or cluster.time,
                    cluster.cpu_partition or cluster.partition, gpus=False)  # fmt: skip
     last = Array(f"{name}-finish", [FinishJob(str(out), request.weights)], cluster.time, cluster.partition)
-    return Jobs(cluster, before if prepare else None, arrays, folders, last)
+    return Jobs(cluster, before if prepare else None, arrays, last)
 
 
 def table(jobs: Jobs) -> str:
@@ -124,13 +122,14 @@ def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max
         plan = _plan(out, request, resume)
         cluster = open_cluster(read_request(plan), plan.get("cluster"))
         if dry_run:
-            jobs = _needed(out, plan, cluster, read_jobs(out), set())
+            jobs = _needed(out, plan, cluster, read_jobs(out), _live_if_known(out))
             _print_dry(jobs, out)
             _budget(jobs, max_gpu_hours)
             return 0
         with locked(out, "submitting this sweep"):
             submitted = read_jobs(out)
             live = commands.live(job.job for job in submitted)
+            waits = bool(live)
             if live and not (resume or following):
                 some = ", ".join(sorted(live)[:3]) + (", …" if len(live) > 3 else "")
                 raise UserError(
@@ -143,11 +142,19 @@ def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max
                 print(f"nothing is missing in {out}" + (f", {running} members wait or run" if running else ""))
             else:
                 _submit_checked(out, plan, jobs, submitted, live, max_gpu_hours)
-                live = {"new"}
-    if not live:
+                waits = True
+    if not waits:
         return _finished(out, plan)
     print(f"look:   python launch/status.py {out}\ncancel: python launch/sweep.py cancel {out}", flush=True)
     return follow(out, every_s) if following else 0
+
+
+def _live_if_known(out: Path) -> set[str]:
+    """Jobs that wait or run; none where no queue answers, because a dry run is allowed anywhere."""
+    try:
+        return commands.live(job.job for job in read_jobs(out))
+    except ClusterError:
+        return set()
 
 
 def _needed(out: Path, plan: dict[str, Any], cluster: Cluster, submitted: Sequence[Submitted], live: set[str]) -> Jobs:
@@ -178,14 +185,14 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
     """The plan that was typed, or with `resume` the one in the folder; raises UserError where the two differ."""
     there = read_plan(out) if resume or (out / PLAN).is_file() else None
     known = read_request(there) if there else None
-    if known and resume:  # another cluster, time or throttle may go on with it
+    if there and known and resume:  # another cluster, time or throttle may go on with it
+        whole = not request.sweep
         request = replace(request if request.sweep else known, cluster=request.cluster or known.cluster,
                           cluster_file=request.cluster_file if request.cluster else known.cluster_file,
                           time=request.time or known.time, throttle=request.throttle or known.throttle)  # fmt: skip
         if not request.cluster:
             raise UserError(f"{out} was run on one machine: name a --cluster, or run the same command again there.")
-        if request.sweep == known.sweep and request.sets == known.sets and request.data == known.data:
-            assert there is not None
+        if whole:
             return {**there, "request": dataclasses.asdict(request)}
     door = find_sweep(request.sweep)
     recipes = request.recipes()
@@ -281,9 +288,9 @@ def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str
         first = submit.after("afterok", ids)
     else:
         first = submit.after("afterok", [job.job for job in submitted if job.job in live and job.kind == "prepare"])
-    for array, names in zip(jobs.arrays, jobs.folders, strict=True):
+    for array in jobs.arrays:
         ids = submit.submit(cluster, array, folder, code, first)
-        note("train", ids, names)
+        note("train", ids, [Path(call.out).name for call in array.calls])
         waiting += ids
     note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
     if old and old.job in live:  # the new one waits for what the old one waited for, too

@@ -1,6 +1,7 @@
 """Where a sweep stands: every member from its own files, and from SLURM where it answers."""
 
 import csv
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,8 +122,6 @@ def _maybe(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError:
         return {}
-    import json
-
     try:
         value = json.loads(text)
     except ValueError:

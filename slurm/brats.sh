@@ -6,7 +6,7 @@
 #   sbatch slurm/brats.sh --data DIR --out DIR     submits every part to SLURM and follows them to the table
 #
 # Further options go to launch/sweep.py, such as --set train.epochs=100. DATA, OUT and CLUSTER (a name in
-# ~/.config/medtrain/clusters.toml) may also come from the environment. --sweep brats_demo takes the demo size on your own data.
+# ~/.config/medtrain/clusters.toml) may also come from the environment. --sweep brats_demo takes the demo size.
 #SBATCH --job-name=medtrain-brats
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2

@@ -65,16 +65,15 @@ def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:
     The queue is asked first, then accounting for what has left it. Where one of them does not answer, a note says so
     and the others stand in.
     """
-    ids = sorted({job.split("_")[0] for job in jobs}, key=int)
+    ids = _ids(jobs)
     if not ids:
         return {}, []
     notes: list[str] = []
     found: dict[str, JobState] = {}
-    queue = _ask(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"])
-    if queue is None or (queue.returncode and "Invalid job id" not in queue.stderr):
-        notes.append(f"squeue does not answer ({words_of(queue) if queue else 'not on PATH'})")
-    else:
-        found |= _parsed(queue.stdout, ("id", "state", "reason", "node"))
+    try:
+        found |= _queue(ids, patience_s=0)
+    except ClusterError as error:
+        notes.append(str(error))
     told = _ask(["sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID%40,State%30,NodeList%200,ExitCode"])
     if told is None or told.returncode:
         why = words_of(told) if told else "not on PATH"
@@ -96,14 +95,23 @@ def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:
 def live(jobs: Iterable[str]) -> set[str]:
     """Those of these jobs and array tasks that wait or run; raises ClusterError where the queue does not answer."""
     wanted = set(jobs)
-    ids = sorted({job.split("_")[0] for job in wanted}, key=int)
+    found = _queue(_ids(wanted), PATIENCE_S)
+    return {job for job in wanted if job in found and found[job].active}
+
+
+def _ids(jobs: Iterable[str]) -> list[str]:
+    """The numbers that SLURM's programs take: one of each array."""
+    return sorted({job.split("_")[0] for job in jobs}, key=int)
+
+
+def _queue(ids: Sequence[str], patience_s: float) -> dict[str, JobState]:
+    """What the queue knows of jobs and every task of arrays; raises ClusterError where it does not answer."""
     if not ids:
-        return set()
-    done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"])
+        return {}
+    done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"], patience_s)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ClusterError(f"squeue does not answer ({words_of(done)}): try again when the controller is back.")
-    found = _parsed(done.stdout, ("id", "state", "reason", "node"))
-    return {job for job in wanted if job in found and found[job].active}
+    return _parsed(done.stdout, ("id", "state", "reason", "node"))
 
 
 def _ask(words: list[str]) -> subprocess.CompletedProcess[str] | None:
@@ -177,7 +185,7 @@ def why_ended(state: JobState) -> str:
 
 def cancel(jobs: Iterable[str]) -> None:
     """Cancel jobs with all their tasks; raises ClusterError in SLURM's words."""
-    ids = sorted({job.split("_")[0] for job in jobs}, key=int)
+    ids = _ids(jobs)
     if ids:
         done = call(["scancel", *ids])
         if done.returncode:

@@ -196,6 +196,8 @@ def test_another_sweep_in_the_folder_and_an_unwritable_one(
     assert "squeue does not answer" in capsys.readouterr().err
     assert len(jobs(out)) == 4
     (slurm / "squeue.txt").write_text("")
+    assert run_main(*words(slurm, phantoms, out, "--seeds", 2, "--resume", out)) == 2
+    assert "holds another sweep" in capsys.readouterr().err
     assert run_main("sweep", "--resume", out, "--time", "10:00:00", "--throttle", 3, "--dry-run") == 0
     assert "10:00:00" in capsys.readouterr().out
     (tmp_path / "file").write_text("")

@@ -1,12 +1,15 @@
 """Where members stand, from their files and from SLURM; what `status.py` shows; reasons for those that are silent."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_helpers import run_main
+from launch_helpers import ROOT, run_main
 
 from medlaunch import report
 from medlaunch.plan import Request, make_plan, write_plan
@@ -101,6 +104,20 @@ def test_the_screen(sweep: tuple[Path, dict[str, Any], dict[str, JobState]], cap
     assert "note: sacct does not answer" in printed
     assert run_main("status", out, "--files-only") == 0
     assert "PENDING" not in capsys.readouterr().out
+
+
+def test_watching_goes_on_until_it_is_stopped(sweep: tuple[Path, dict[str, Any], dict[str, JobState]]) -> None:
+    out, _, _ = sweep
+    words = [sys.executable, str(ROOT / "launch" / "status.py"), str(out), "--files-only", "--watch", "0.1"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = 0
+    while seen < 3:
+        seen += "1 done, 1 failed" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in error
 
 
 def test_the_final_job_gives_silent_members_a_reason(

@@ -31,6 +31,13 @@ time = "00:20:00"
 cpu_time = "10"
 signal_s = 30
 
+[tight]
+partition = "main"
+gpus_per_node = 0
+cpus_per_gpu = 1
+mem = "1500M"
+time = "10"
+
 [wrong_partition]
 partition = "mian"
 
@@ -94,6 +101,14 @@ class Sweeps:
     def jobs(self, out: Path, kind: str = "train") -> list[str]:
         with open(out / "jobs.csv", encoding="utf-8") as file:
             return [line["job"] for line in csv.DictReader(file) if line["kind"] == kind]
+
+    def alone(self, out: Path, sets: tuple[str, ...]) -> Path:
+        """The same member trained without SLURM, undisturbed."""
+        calm = out.with_name("calm")
+        chosen = [part for item in (*TINY, *sets) for part in ("--set", item)]
+        done = run_script("train", "brats_segresnet_demo", "--cache", out / "cache.h5", "--out", calm, *chosen)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return calm
 
     def raw(self, job: str) -> str:
         return self.cluster.output("squeue", "-h", "-j", job, "-o", "%A").strip()

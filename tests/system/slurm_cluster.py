@@ -40,8 +40,9 @@ def why_not() -> str:
 class Cluster:
     """`cpus`, `memory_mb` and `gpus` are what each node claims to have; the GPUs are devices that do nothing."""
 
-    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4, memory_mb: int = 16000, gpus: int = 2):
-        self.folder, self.cpus, self.memory_mb, self.gpus = folder, cpus, memory_mb, gpus
+    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4, memory_mb: int = 16000, gpus: int = 2,
+                 max_array: int = 1001):  # fmt: skip
+        self.folder, self.cpus, self.memory_mb, self.gpus, self.max_array = folder, cpus, memory_mb, gpus, max_array
         self.nodes = [f"node{n}" for n in range(1, nodes + 1)]
         self.conf = folder / "slurm.conf"
         self.environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "SLURM_CONF": str(self.conf)}
@@ -88,7 +89,7 @@ class Cluster:
             "MpiDefault=none", "SwitchType=switch/none", "SelectType=select/cons_tres",
             "SelectTypeParameters=CR_Core_Memory", "DefMemPerCPU=500", "GresTypes=gpu", "ReturnToService=2",
             "SlurmdTimeout=10", "KillWait=5", "MinJobAge=3600", "JobRequeue=1", "EnforcePartLimits=ALL",
-            "MaxArraySize=1001", "MaxJobCount=20000",
+            f"MaxArraySize={self.max_array}", "MaxJobCount=20000",
             "SchedulerParameters=bf_interval=1,bf_continue,sched_interval=1,batch_sched_delay=1",
             "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE",
             "SlurmctldParameters=preempt_send_user_signal",

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_helpers import ROOT, run_script
+from launch_helpers import ROOT
 from real_sweeps import LONG, TINY, Sweeps, at_step, same
 
 pytestmark = [pytest.mark.real_slurm, pytest.mark.slow]
@@ -42,6 +42,32 @@ def test_the_batch_script_submits_follows_and_shows_the_table(sweeps: Sweeps, tm
     assert again.returncode == 0
     assert "nothing is missing" in again.stdout
     assert len(sweeps.jobs(out)) == 2
+
+
+def test_a_batch_job_of_images_is_requeued_itself_and_follows_further(
+    sweeps: Sweeps, pictures: Path, tmp_path: Path
+) -> None:
+    """`sbatch --export=DATA=…,OUT=… slurm/multicancer.sh`, warned of its own time limit once it has submitted."""
+    out, log = tmp_path / "sweep", tmp_path / "batch.log"
+    sets = ("data.size=32", "train.epochs=1", "train.batch=16", "train.workers=0", "train.validate_every=1")
+    words = ["sbatch", "--parsable", f"--export=DATA={pictures},OUT={out}", "--cpus-per-task=1", f"--output={log}",
+             str(ROOT / "slurm" / "multicancer.sh"), "--sweep", "multicancer_demo", "--models", "mobilenetv3_small_100",
+             "--cancers", "Oral Cancer", "--every", "1"]  # fmt: skip
+    words += [part for item in sets for part in ("--set", item)]
+    environment = {**os.environ, "SLURM_CONF": str(sweeps.cluster.conf)}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    job = done.stdout.strip()
+    sweeps.cluster.wait(lambda: (out / "jobs.csv").exists() and len(sweeps.jobs(out, "finish")) == 1, 120)
+    sweeps.cluster.command("scancel", "--batch", "--signal=USR1", job)
+    sweeps.cluster.wait(lambda: "exit status" in log.read_text(), 200)
+    sweeps.cluster.wait(
+        lambda: sweeps.cluster.output("squeue", "-h", "-t", "all", "-j", job, "-o", "%T") == "COMPLETED\n"
+    )
+    text = log.read_text()
+    assert "exit status 0" in text
+    assert text.count("submitted finish") == 1
+    assert (out / "table.md").read_text().strip() in text
+    assert len(sweeps.jobs(out)) == 1
 
 
 def test_an_array_is_throttled_and_edits_after_submission_change_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
@@ -102,7 +128,7 @@ def test_two_members_on_two_nodes_each_and_a_warning(sweeps: Sweeps, tmp_path: P
 
 def test_a_preempted_array_task_goes_on_and_a_warned_final_job_too(sweeps: Sweeps, tmp_path: Path) -> None:
     """A job of a higher partition takes the nodes away; the same sweep without it ends with the same weights."""
-    out, calm = tmp_path / "preempted", tmp_path / "calm"
+    out = tmp_path / "preempted"
     extra = ("--models", "segresnet", "--seeds", 2)
     sweeps.submit(out, *extra, on="cheap", sets=LONG)
     runs = sweeps.members(out)
@@ -121,25 +147,18 @@ def test_a_preempted_array_task_goes_on_and_a_warned_final_job_too(sweeps: Sweep
     sweeps.cluster.command("scancel", "--signal=USR2", final)
     assert sweeps.finish(out)["missing"] == 0
     assert f"requeued job {final}" in log.read_text()
-    words = ["brats_segresnet_demo", "--cache", out / "cache.h5", "--out", calm]
-    sets = [part for item in (*TINY, *LONG) for part in ("--set", item)]
-    alone = run_script("train", *words, *sets)
-    assert alone.returncode == 0, alone.stderr[-2000:]
-    assert same(runs[0], calm)
+    assert same(runs[0], sweeps.alone(out, LONG))
 
 
 def test_a_time_limit_is_no_end(sweeps: Sweeps, tmp_path: Path) -> None:
     """A member that needs more than its wall time is requeued by itself until it is done."""
-    out, calm = tmp_path / "sweep", tmp_path / "calm"
+    out = tmp_path / "sweep"
     sets = ("train.epochs=90", "train.validate_every=45")
     sweeps.submit(out, "--models", "segresnet", "--time", "1", sets=sets)
     run = sweeps.members(out)[0]
     assert sweeps.finish(out, seconds=400)["missing"] == 0
     assert json.loads((run / "job.json").read_text())["starts"] > 2
-    words = ["brats_segresnet_demo", "--cache", out / "cache.h5", "--out", calm]
-    alone = run_script("train", *words, *[part for item in (*TINY, *sets) for part in ("--set", item)])
-    assert alone.returncode == 0, alone.stderr[-2000:]
-    assert same(run, calm)
+    assert same(run, sweeps.alone(out, sets))
 
 
 def test_a_second_submission_is_refused_and_cancel_ends_the_first(sweeps: Sweeps, tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from real_sweeps import TINY, Sweeps, at_step
+from real_sweeps import TINY, Sweeps, at_step, same
 
 pytestmark = [pytest.mark.real_slurm, pytest.mark.slow]
 
 
 def test_a_dead_node_and_a_restarted_controller_lose_nothing(sweeps: Sweeps, tmp_path: Path) -> None:
+    """The member goes on elsewhere from its last checkpoint, to the weights of an undisturbed run."""
     out = tmp_path / "sweep"
-    sweeps.submit(out, "--models", "segresnet", sets=("train.epochs=24", "train.save_every_s=1"))
+    sets = ("train.epochs=24", "train.save_every_s=1")
+    sweeps.submit(out, "--models", "segresnet", sets=sets)
     run = sweeps.members(out)[0]
     sweeps.wait(run / "status.json", at_step(4))
     node = json.loads((run / "job.json").read_text())["nodes"][0]
@@ -26,6 +28,7 @@ def test_a_dead_node_and_a_restarted_controller_lose_nothing(sweeps: Sweeps, tmp
     assert sweeps.finish(out)["missing"] == 0
     log = (out / "jobs" / f"{sweeps.jobs(out)[0]}_0_log.out").read_text()
     assert "going on from step" in log
+    assert same(run, sweeps.alone(out, sets))
 
 
 def test_members_that_fail_are_rows_and_the_others_an_ensemble(sweeps: Sweeps, tmp_path: Path) -> None:
@@ -111,6 +114,16 @@ def test_data_that_can_not_be_prepared_is_told_and_nothing_waits(sweeps: Sweeps,
     assert "could not be prepared" in done.stderr
     assert ".nii.gz" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_too_much_memory_is_the_reason_in_the_table(sweeps: Sweeps, tmp_path: Path) -> None:
+    """SLURM kills the member; the final job finds out why."""
+    out = tmp_path / "sweep"
+    sets = ("model.filters=64", "train.epochs=9")
+    sweeps.submit(out, "--models", "segresnet", on="tight", sets=sets)
+    done = sweeps.script("sweep", "follow", out, "--every", "1")
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "no finished member (brats_segresnet_demo: killed, most likely out of memory" in done.stderr
 
 
 def test_a_loss_that_is_no_number_is_the_reason_in_the_table(sweeps: Sweeps, tmp_path: Path) -> None:
