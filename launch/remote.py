@@ -167,9 +167,9 @@ def _submit_checked(out: Path, plan: dict[str, Any], jobs: Jobs, submitted: Sequ
                     max_gpu_hours: float | None) -> None:  # fmt: skip
     print(table(jobs), flush=True)
     _budget(jobs, max_gpu_hours)
-    own_folder(out / "jobs")
     for array in jobs.all:
         submit.check(jobs.cluster, array, out / "jobs")
+    own_folder(out / "jobs")
     write_plan(out, {**plan, "cluster": dataclasses.asdict(jobs.cluster)})
     before = len(submitted)
     try:

@@ -25,7 +25,10 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     minutes; a stale one is taken over.
     """
     fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} can not be made ({error.strerror}): give another --out.") from None
     path = folder / NAME
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "user": _user(), "doing": doing, "since": time.time()}
     for _ in range(5):

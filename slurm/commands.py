@@ -56,7 +56,8 @@ def words_of(done: subprocess.CompletedProcess[str]) -> str:
     """What a program said when it refused, in one line without its own name."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     told = [re.sub(r"^\w+: (error: )?", "", line) for line in lines]
-    return "; ".join(dict.fromkeys(told))[:300] or f"exit status {done.returncode}"
+    # the last of many is the one that ended it
+    return "; ".join(dict.fromkeys(told if len(told) < 3 else told[-1:]))[:200] or f"exit status {done.returncode}"
 
 
 def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:

@@ -1,10 +1,11 @@
 """Run callables on this machine with submitit and follow their output."""
 
+import contextlib
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     executor.update_parameters(name=name, timeout_min=60 * 24 * 365, tasks_per_node=processes)
     print(f"== {name}", flush=True)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    handle = executor.submit(OnThisMachine(job, os.environ.get("CUDA_VISIBLE_DEVICES"), threads))
+    with stderr_into(folder / name / "controller.log"):
+        handle = executor.submit(OnThisMachine(job, os.environ.get("CUDA_VISIBLE_DEVICES"), threads))
     first = handle.task(0).paths
     echo = Echo(first.stdout)
     try:
@@ -76,6 +78,23 @@ def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes
     reason = last_error(str(error)) or type(error).__name__
     print(f"== {name} failed: {reason}\n   log: {first.stderr}", file=sys.stderr, flush=True)
     return Outcome(False, None, reason, first.stderr)
+
+
+@contextlib.contextmanager
+def stderr_into(path: Path) -> Iterator[None]:
+    """Processes started meanwhile write their errors into a file: submitit's controller ends with a traceback when it
+    is cancelled, which is nothing to show on a Ctrl-C.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def own_folder(folder: Path) -> None:

@@ -2,6 +2,10 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,3 +51,23 @@ def test_echo_prints_whole_lines_once(tmp_path: Path, capsys: pytest.CaptureFixt
     log.write_text("a\nb and more\nsubmitit INFO x\n")
     echo.more()
     assert capsys.readouterr().out == "a\nb and more\n"
+
+
+def test_an_interrupted_job_shows_no_traceback(tmp_path: Path) -> None:
+    """Only what the program itself says is seen; submitit's controller writes into its own log."""
+    code = (
+        "import functools, sys, time; from pathlib import Path; from medslurm.local import follow_locally\n"
+        "from medtrain.processes import end_on_signals; end_on_signals()\n"
+        "follow_locally(functools.partial(time.sleep, 60), Path(sys.argv[1]), name='sleeps')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", f"try:\n    {code.replace(chr(10), chr(10) + '    ')}\n"
+                                "except KeyboardInterrupt:\n    sys.exit(130)", str(tmp_path)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "== sleeps\n"
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error == ""
+    assert "KeyboardInterrupt" in (tmp_path / "sleeps" / "controller.log").read_text()
