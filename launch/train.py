@@ -9,7 +9,7 @@ from typing import Any
 from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import UserError, exit_code
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
-from medtrain.processes import end_on_signals
+from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe
 
 
@@ -25,6 +25,7 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
     from medtrain.results import CaseRow, write_rows
 
     door = DOORS[recipe.task]
+    remove_dead_semaphores()
     ranks = distributed.start()
     try:
         opened = door.open_cache(cache)

@@ -3,11 +3,13 @@
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError
@@ -47,6 +49,24 @@ def _interrupt(number: int, frame: object) -> None:
     watchdog.daemon = True
     watchdog.start()
     raise KeyboardInterrupt
+
+
+SHARED = Path("/dev/shm")
+
+
+def remove_dead_semaphores(folder: Path = SHARED) -> None:
+    """Remove this user's named semaphores whose process is dead: one that was killed together with its tracker leaves
+    them in shared memory. Only names that hold the process's number (joblib's loky) tell whose they are.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.glob("sem.loky-*"):
+        found = re.match(r"sem\.loky-(\d+)-", path.name)
+        try:
+            if found and path.stat().st_uid == os.getuid() and not Path(f"/proc/{found[1]}").exists():
+                path.unlink(missing_ok=True)
+        except OSError:  # another process was quicker
+            continue
 
 
 def in_processes(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, *, what: str) -> Iterator[Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launch_helpers import ROOT
 
+from medtrain.processes import remove_dead_semaphores
+
 
 def children(pid: int) -> list[int]:
     """The process and everything below it, from /proc."""
@@ -56,3 +58,12 @@ def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: 
     while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+def test_semaphores_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f"sem.loky-{dead.pid}-abc", f"sem.loky-{os.getpid()}-abc", "sem.mp-abc", "other"):
+        (tmp_path / name).touch()
+    remove_dead_semaphores(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", f"sem.loky-{os.getpid()}-abc", "sem.mp-abc"]
