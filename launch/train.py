@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, recipe_names
-from medtrain.errors import UserError, exit_code
+from medtrain.errors import Failed, Stopped, UserError, exit_code, out_of_memory
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
 from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe
@@ -22,11 +22,11 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
 
     from medtrain import distributed
     from medtrain.engine import Engine
-    from medtrain.results import CaseRow, write_rows
 
     door = DOORS[recipe.task]
     remove_dead_semaphores()
-    ranks = distributed.start()
+    ranks = distributed.start(recipe.train.timeout_s)
+    engine: Engine | None = None
     try:
         opened = door.open_cache(cache)
         task = door.make_task(recipe, opened)
@@ -45,25 +45,54 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
             say_start(recipe, engine, torch.get_num_threads())
         engine.train()
         engine.load_best()
-        engine.tracker.beat(engine.step, engine.epoch, phase="evaluate")
-        rows: list[CaseRow] = []
-        for part, cases in task.judged():
-            judged = engine.evaluate(cases, part, thorough=True)
-            rows += judged
-        scores = task.summary(judged)
-        engine.tracker.close(scores)
-        done = {
-            "status": "done", "recipe": recipe.name, "signature": recipe.signature, "epochs": recipe.train.epochs,
-            "steps": engine.total, "cases": len(judged), "part": part, "scores": scores,
-            "precision": engine.strategy.precision, **task.about(),
-        }  # fmt: skip
-        if ranks.is_main:
-            write_rows(out / "cases.csv", rows)
-            write_json(out / "done.json", done)
+        done = judge(recipe, engine, task, out)
         distributed.barrier()
-        return done
-    finally:
+    except (Stopped, UserError):
         distributed.finish()
+        raise
+    except Exception as error:
+        # no leaving of the group: the others then learn of the end by the end of this process, after its message
+        raise told(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY) from error
+    distributed.finish()
+    return done
+
+
+def judge(recipe: Recipe, engine: Any, task: Any, out: Path) -> dict[str, Any]:
+    """The final rows; leaves cases.csv and done.json and returns what the latter holds."""
+    from medtrain.results import CaseRow, write_rows
+
+    engine.tracker.beat(engine.step, engine.epoch, phase="evaluate")
+    rows: list[CaseRow] = []
+    for part, cases in task.judged():
+        judged = engine.evaluate(cases, part, thorough=True)
+        rows += judged
+    scores = task.summary(judged)
+    engine.tracker.close(scores)
+    done = {
+        "status": "done", "recipe": recipe.name, "signature": recipe.signature, "epochs": recipe.train.epochs,
+        "steps": engine.total, "cases": len(judged), "part": part, "scores": scores,
+        "precision": engine.strategy.precision, **task.about(),
+    }  # fmt: skip
+    if engine.ranks.is_main:
+        write_rows(out / "cases.csv", rows)
+        write_json(out / "done.json", done)
+    return done
+
+
+def told(error: Exception, recipe: Recipe, rank: int, step: int, memory: str) -> Exception:
+    """The error as a sentence where its cause is memory or another rank, else itself."""
+    from medtrain.distributed import lost_partner, say_failed
+
+    words = lost_partner(error, step)
+    if words:
+        return Failed(f"rank {rank}: {words}")
+    say_failed()
+    kind = out_of_memory(error)
+    if kind:
+        own = f" of rank {rank}" if rank else ""
+        return UserError(f"{recipe.name}: the memory of the {kind}{own} is full: lower {memory}, or raise "
+                         f"train.accumulate={recipe.train.accumulate}.")  # fmt: skip
+    return error
 
 
 def open_run(recipe: Recipe, cache: Any, out: Path) -> None:

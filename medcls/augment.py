@@ -113,6 +113,15 @@ class ImageSource:
         size = self._cache().size[self.images[place]]
         return place, draw(generator(self.stream.seed, epoch, index), self.augment, size)
 
+    def case_at(self, number: int) -> str:
+        """The path of this rank's image `number`."""
+        if self.stream is None:
+            place = number % len(self.images)
+        else:
+            epoch, index = self.stream.epoch_and_index(number)
+            place = int(order(self.stream.seed, epoch, self.stream.length)[index])
+        return self._cache().ids[self.images[place]]
+
     def __call__(self, info: object) -> tuple[np.ndarray, ...]:
         """DALI's call: bytes (length,) or pixels (size,size,3) uint8, row float32, target (1,) int64, key (2,) int64
         [epoch, index].

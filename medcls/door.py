@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 TASK = "multicancer"
 Recipe = ClsRecipe
 WORDS = "scores"
+MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
            "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from medtrain.errors import UserError
 from medtrain.image_cache import ImageCache
 from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.results import CaseRow
-from medtrain.sampling import Split, Stream, TooFewGroups, split_groups
+from medtrain.sampling import Split, Stream, TooFewGroups, order, split_groups
 from medtrain.strategy import Group
 
 
@@ -155,6 +155,10 @@ class ClsTask:
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
         return {"cancer": self.cancer, "split": self.recipe.data.split, "leaked": self.leaked()}
+
+    def case_of(self, epoch: int, index: int) -> str:
+        """Which training image a sample is."""
+        return self.split.train[order(self.recipe.train.seed, epoch, self.epoch_length())[index]]
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""

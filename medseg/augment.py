@@ -186,6 +186,11 @@ class VolumeSource:
         image = cache.array(case, "image")
         return draw(rng, self.augment, image.shape[0], case, image.shape[1:], self.crop, focus)
 
+    def case_at(self, number: int) -> str:
+        """The case of this rank's sample `number`."""
+        epoch, index = self.stream.epoch_and_index(number)
+        return self.cases[order(self.stream.seed, epoch, self.stream.length)[index] // self.crops_per_case]
+
     def _focus(self, cache: Cache, rng: np.random.Generator, case: str) -> np.ndarray | None:
         biased, pick, at = rng.random() < self.foreground, rng.random(), rng.random()
         names = [f"voxels_{cache.labels[role]}" for role in ("edema", "core", "enhancing")]

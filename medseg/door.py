@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
+MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
+__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
            "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
 from medtrain.results import CaseRow, means
-from medtrain.sampling import Split, Stream, split_cases
+from medtrain.sampling import Split, Stream, order, split_cases
 from medtrain.strategy import Group, one_group
 
 
@@ -114,6 +114,11 @@ class SegTask:
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
         return {"label_map": self.label_map.name}
+
+    def case_of(self, epoch: int, index: int) -> str:
+        """Which training case a sample is of."""
+        data, length = self.recipe.data, self.epoch_length()
+        return self.split.train[order(self.recipe.train.seed, epoch, length)[index] // data.crops_per_case]
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""

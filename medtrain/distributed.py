@@ -1,5 +1,6 @@
 """Start the process group from torchrun, SLURM or a plain call; sums and gathers over ranks."""
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from medtrain.errors import UserError
 from medtrain.files import write_text
@@ -19,6 +21,8 @@ RENDEZVOUS = "MEDTRAIN_RENDEZVOUS"
 MEETING_S = 300.0
 # A group over gloo for what the hosts agree on without waiting for their GPUs; None where the default one is gloo.
 _hosts: Any = None
+# Where every rank says which step it has done, for the one who must tell whom it waited for in vain.
+_pulses: Any = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ def start(timeout_s: float = 1800) -> Ranks:
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         place = os.environ.get(RENDEZVOUS)
-        store = _meet(Path(place), rank, world) if place else None
-        dist.init_process_group(backend, store=store, rank=rank if store else -1, world_size=world if store else -1,
+        store = _meet(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,
                                 timeout=timedelta(seconds=timeout_s))  # fmt: skip
-        global _hosts
+        global _hosts, _pulses
+        _pulses = dist.PrefixStore("step", store)
+        pulse(0)
         _hosts = dist.new_group(backend="gloo") if backend == "nccl" else None
         if place and rank == 0:
             Path(place).unlink(missing_ok=True)
@@ -87,6 +93,56 @@ def _meet(place: Path, rank: int, world: int) -> Any:
         except (FileNotFoundError, ValueError):
             time.sleep(0.2)
     raise RuntimeError(f"rank 0 did not say within {MEETING_S:.0f} s where to meet ({place})")
+
+
+def pulse(step: int) -> None:
+    """Tell the other ranks how far this one is; costs some microseconds."""
+    _tell(str(step))
+
+
+def say_failed() -> None:
+    """Tell the other ranks that this one ends by an error of its own."""
+    _tell("failed")
+
+
+def _tell(text: str) -> None:
+    if _pulses is not None:
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone: the next collective says so
+            _pulses.set(str(dist.get_rank()), text)
+
+
+# How long a rank that only lost its partner keeps silent: the partner's own message comes first, and the others say
+# meanwhile that they wait too.
+MANNERS_S = 3.0
+
+
+def lost_partner(error: BaseException, step: int) -> str:
+    """What to say, some seconds later, of an error that only means that another rank died or does not answer in the
+    step after `step`; empty for other errors.
+    """
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "gloo/transport" not in text:
+        return ""
+    _tell("waits")
+    with contextlib.suppress(KeyboardInterrupt):  # torchrun ends the rest
+        time.sleep(MANNERS_S)
+    told = _told()
+    failed = [rank for rank, words in told.items() if words == "failed"]
+    silent = [rank for rank, words in told.items() if words.isdigit()]
+    if failed:
+        return f"rank {failed[0]} failed after step {step}: its own message says why"
+    named = f"rank {', '.join(map(str, silent[:8]))}" if silent else "another rank"
+    if "imed out" in text or "timeout" in text.lower():
+        return f"{named} does not answer after step {step}: see what it does there, or give a longer train.timeout_s"
+    return f"{named} was lost after step {step}: its own message, or the kernel's (killed for memory?), says why"
+
+
+def _told() -> dict[int, str]:
+    """What every rank told last; empty where rank 0, which keeps it, is gone."""
+    try:
+        return {rank: _pulses.get(str(rank)).decode() for rank in range(dist.get_world_size())}
+    except (RuntimeError, AttributeError):
+        return {}
 
 
 def anywhere(flag: bool) -> bool:

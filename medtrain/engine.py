@@ -5,22 +5,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from medtrain import checkpoint, distributed
+from medtrain import checkpoint, distributed, divergence
 from medtrain.distributed import Ranks
 from medtrain.ema import Ema
-from medtrain.errors import Stopped, UserError
+from medtrain.errors import Failed, Stopped, UserError
+from medtrain.meter import Meter
 from medtrain.recipe import Recipe
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
 from medtrain.strategy import Forward, Group, make_strategy
 from medtrain.tracker import Tracker
+from medtrain.writer import Writer
 
 
 class Task(Protocol):
@@ -57,6 +59,9 @@ class Task(Protocol):
     def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
         """An endless iterator of this rank's batches."""
 
+    def case_of(self, epoch: int, index: int) -> str:
+        """Which training case the sample `index` of `epoch` is of."""
+
     def facts(self) -> dict[str, Any]:
         """Plain values that a checkpoint must carry to be used alone (label map, preparation)."""
 
@@ -87,6 +92,7 @@ class Engine:
         self.step, self.best = 0, -math.inf
         self.scores: list[float] = []  # of every validation so far; the plateau schedule reads them
         self.saved_at = time.monotonic()
+        self.writer = Writer()
         self.stop = stop
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -97,8 +103,11 @@ class Engine:
         self.tracker = Tracker(self.run, self.recipe, active=self.ranks.is_main, step=self.step, total=self.total)
         known = {self.task.best_by: self.scores[-1]} if self.scores else None
         self.tracker.beat(self.step, self.epoch, scores=known)
-        if self.step < self.total:
-            self._train_steps(self.tracker)
+        try:
+            if self.step < self.total:
+                self._train_steps(self.tracker)
+        finally:
+            self.writer.wait()  # whatever happened, what was to be saved is on the disk
         distributed.barrier()
 
     def _train_steps(self, tracker: Tracker) -> None:
@@ -111,11 +120,14 @@ class Engine:
         while self.step < self.total:
             lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch, self.scores)
             self.strategy.freeze(self.epoch)
-            loss = self.train_step(loader, lr, meter)
-            meter.add(loss, train.batch)
+            loss, lost = self.train_step(loader, lr, meter)
+            meter.add(loss, lost, train.batch)
             tracker.advance(meter.note)
+            distributed.pulse(self.step)
             if self.step % train.log_every == 0 or self.step == self.total:
                 tracker.scalars(self.step, {**meter.read(), "train/lr": lr, "train/epoch": self.epoch})
+                if meter.row >= train.max_skipped:
+                    self._give_up(meter.row)
             if self._crosses(train.validate_every):
                 self._validate(tracker)
                 self.save()
@@ -129,14 +141,26 @@ class Engine:
         if self.stop is None or not distributed.anywhere(self.stop()):
             return
         self.save()
+        self.writer.wait()
         tracker.say(f"told to stop: saved at step {self.step} of {self.total}")
         raise Stopped(f"stopped at step {self.step} of {self.total}")
 
-    def train_step(self, loader: Iterator[Any], lr: float, meter: "Meter") -> torch.Tensor:
-        """One optimiser step; returns this rank's mean loss, still on the device."""
+    def _give_up(self, row: int) -> NoReturn:
+        """Leave what reproduces the first of `row` skipped steps; the weights have not moved since."""
+        first = self.step - row
+        if self.ranks.is_main:
+            divergence.record(self.run, self.recipe, self.task, first, row, self.ranks.world,
+                              {"model": self.strategy.model.state_dict(), **self._about()})  # fmt: skip
+        raise Failed(
+            f"{self.run}: the gradients of {row} steps, {first} to {self.step - 1}, were not finite: lower optim.lr, "
+            f"set optim.clip_norm, or see which case it is: python launch/replay.py {self.run}"
+        )
+
+    def train_step(self, loader: Iterator[Any], lr: float, meter: Meter) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimiser step; returns this rank's mean loss, and 1 where the step was skipped, still on the device."""
         train, strategy = self.recipe.train, self.strategy
         # Dropout is a function of (seed, step, rank), so that a resumed run draws the same masks.
-        torch.manual_seed(hash((train.seed, self.step, self.ranks.rank)) & 0x7FFFFFFF)
+        torch.manual_seed(step_seed(train.seed, self.step, self.ranks.rank))
         total = torch.zeros((), device=self.ranks.device)
         for micro in range(train.accumulate):
             with meter.waiting():
@@ -148,11 +172,11 @@ class Engine:
                 loss = self.task.loss(outputs.float(), batch) / train.accumulate
                 strategy.backward(loss)
             total += loss.detach()
-        strategy.step(lr)
+        lost = strategy.step(lr)
         self.step += 1
         if self.ema:
             self.ema.update(self.step)
-        return total
+        return total, lost
 
     @property
     def epoch(self) -> float:
@@ -221,14 +245,14 @@ class Engine:
         if self.ranks.is_main:
             state = {**self.strategy.state(), "ema": self.ema.state() if self.ema else []}
             everything = {**state, **self._about(), "best": self.best, "scores": self.scores}
-            checkpoint.save(self.run / checkpoint.LAST, everything, self.run / checkpoint.PREVIOUS)
+            self.writer.write(self.run / checkpoint.LAST, everything, self.run / checkpoint.PREVIOUS)
 
     def _save_best(self, score: float | None) -> None:
         if not self.ranks.is_main:
             return
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            model = {name: value.detach().cpu().clone() for name, value in self.strategy.model.state_dict().items()}
-        checkpoint.save(self.run / checkpoint.BEST, {"model": model, **self._about(), "score": score})
+            content = {"model": self.strategy.model.state_dict(), **self._about(), "score": score}
+            self.writer.write(self.run / checkpoint.BEST, content)
 
     def _about(self) -> dict[str, Any]:
         parts = {"train": list(self.split.train), "val": list(self.split.val), "test": list(self.split.test)}
@@ -278,56 +302,6 @@ class Engine:
             self.ema.load([tensor.detach() for tensor in self.ema.parameters])
 
 
-# Readings of a loss that is no number, one after the other, that end training: fp16 may skip a few.
-LOST = 3
-
-
-class Meter:
-    """Cheap counters between two log lines; the loss stays on the device until it is read."""
-
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
-        self.note, self.lost = "", 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Start counting anew."""
-        self.losses: list[torch.Tensor] = []
-        self.samples, self.waited_s, self.began = 0, 0.0, time.monotonic()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        before = time.monotonic()
-        yield
-        self.waited_s += time.monotonic() - before
-
-    def add(self, loss: torch.Tensor, samples: int) -> None:
-        """Count one step."""
-        self.losses.append(loss)
-        self.samples += samples
-
-    def read(self) -> dict[str, float]:
-        """Mean loss over ranks, samples a second, share of time waiting for data, memory; then restart."""
-        loss = float(distributed.mean(torch.stack(self.losses).mean()))
-        self.lost = 0 if math.isfinite(loss) else self.lost + 1
-        if self.lost == LOST:
-            raise FloatingPointError(f"the loss was {loss} {LOST} times: lower optim.lr or set optim.clip_norm")
-        spent = max(1e-9, time.monotonic() - self.began)
-        values = {
-            "train/loss": loss,
-            "speed/samples_per_s": self.samples / spent,
-            "speed/data_wait_share": self.waited_s / spent,
-            "memory/peak_gb": _peak_gb(self.ranks.device),
-        }
-        self.note = f"loss {loss:.4f}, {values['speed/samples_per_s']:.2f} samples/s"
-        self.restart()
-        return values
-
-
-def _peak_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What dropout draws from in a step on a rank."""
+    return hash((seed, step, rank)) & 0x7FFFFFFF

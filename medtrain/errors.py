@@ -2,13 +2,19 @@
 
 import errno
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
     """What the user gave is wrong. The message is one sentence that names the file and the remedy."""
+
+
+class Failed(Exception):
+    """The work can not go on, and not through the user's input. The message is all there is to say: no traceback."""
 
 
 class Stopped(Exception):
@@ -24,6 +30,26 @@ def disk_full(error: Exception) -> bool:
     return any(f"errno = {number}," in str(error) or os.strerror(number) in str(error) for number in full)
 
 
+def free_words(path: str | os.PathLike[str]) -> str:
+    """How much room is left where a path lies, in brackets; nothing where that can not be told."""
+    place = Path(path)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return f" ({shutil.disk_usage(place).free:,} bytes are free)" if Path(path).is_absolute() else ""
+    except OSError:
+        return ""
+
+
+def out_of_memory(error: Exception) -> str:
+    """ "GPU" or "host" where an error means that no more memory could be had there, else an empty text."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text or "_ALLOC_FAILED" in text:
+        return "GPU"
+    host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "Cannot allocate memory" in text
+    return "host" if host else ""
+
+
 # What a path can be wrong about, beside not being there.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
 
@@ -35,6 +61,9 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
@@ -44,7 +73,8 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
     except (OSError, RuntimeError) as error:
         if disk_full(error):
             where = getattr(error, "filename", None) or "the output folder"
-            print(f"error: no space left while writing {where}: free some and run the same command.", file=sys.stderr)
+            words = f"no space left while writing {where}{free_words(where)}"
+            print(f"error: {words}: free some and run the same command.", file=sys.stderr)
             return 2
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
             words = f"{error.filename} can not be used ({error.strerror})"

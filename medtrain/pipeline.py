@@ -3,14 +3,17 @@
 Legend of shapes: B samples of one rank's micro-batch, C channels, D H W voxels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from medtrain import rows
-from medtrain.errors import UserError
+from medtrain.errors import Failed, UserError
+from medtrain.processes import Watch
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,50 @@ def _endless(pipe: Any, names: list[str]) -> Any:
                                last_batch_policy=LastBatchPolicy.PARTIAL)  # fmt: skip
 
 
+class Loader:
+    """Iterates over a pipeline's batches; an error of the source names the case, a dead worker ends the wait for it."""
+
+    def __init__(self, pipe: Any, names: list[str]):
+        self._iterator = _endless(pipe, names)
+        self._watch = Watch(getattr(getattr(pipe._py_pool, "pool", None), "_processes", []))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def _next(self) -> Any:
+        try:
+            with self._watch.waiting():
+                (out,) = next(self._iterator)
+        except Exception as error:  # DALI raises RuntimeError and plain Exception
+            found = TOLD.findall(str(error))
+            if found:  # the last one: the text may quote the line below that raises it
+                case, words = found[-1]
+                raise Failed(f"case {case} can not be loaded: {words}") from None
+            dead = self._watch.verdict()
+            if dead:
+                raise Failed(dead) from None
+            raise
+        return out
+
+
+# How a worker tells the main process, through the text of DALI's error, which case it was about.
+TOLD = re.compile(r"<case (.*?)> (.*?) </case>", re.DOTALL)
+
+
+@dataclass
+class Told:
+    """A source whose errors name the case."""
+
+    source: Any
+
+    def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
+        try:
+            return self.source(info)
+        except Exception as error:
+            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"<case {self.source.case_at(info.idx_in_epoch)}> {words} </case>") from None
+
+
 def _check_dali() -> None:
     try:
         import nvidia.dali  # noqa: F401
@@ -75,7 +122,7 @@ def _check_dali() -> None:
         raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
 
 
-class VolumeLoader:
+class VolumeLoader(Loader):
     """Endless iterator of `Batch`es: a source gives patches and rows, DALI warps, flips and filters them.
 
     `source` is called per sample with DALI's SampleInfo (see `medseg.augment.VolumeSource`). With `workers` > 0 it
@@ -96,15 +143,14 @@ class VolumeLoader:
         device: torch.device | None = None,
     ):
         _check_dali()
-        pipe = _volume_pipeline(source=source, channels=channels, crop=tuple(crop), operations=frozenset(operations),
-                                **_options(batch, workers, threads, device))  # fmt: skip
-        self._iterator = _endless(pipe, ["image", "label", "key"])
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+        pipe = _volume_pipeline(
+            source=Told(source), channels=channels, crop=tuple(crop), operations=frozenset(operations),
+            **_options(batch, workers, threads, device),
+        )  # fmt: skip
+        super().__init__(pipe, ["image", "label", "key"])
 
     def __next__(self) -> Batch:
-        (out,) = next(self._iterator)
+        out = self._next()
         return Batch(out["image"], out["label"][:, 0], out["key"].cpu())
 
 
@@ -215,7 +261,7 @@ def _filters(image: Any, noise: Any, row: Any, crop: tuple[int, ...], channels: 
     return image
 
 
-class ImageLoader:
+class ImageLoader(Loader):
     """Endless iterator of `ImageBatch`es: a source gives encoded bytes and rows (see `medcls.augment.ImageSource`),
     DALI decodes the wanted part, resizes it to `size` pixels square, flips and turns it, and normalises.
 
@@ -239,16 +285,13 @@ class ImageLoader:
     ):
         _check_dali()
         pipe = _image_pipeline(
-            source=source, size=size, decoded=decoded, operations=frozenset(operations), mean=[255 * m for m in mean],
-            std=[255 * s for s in std], **_options(batch, workers, threads, device),
+            source=Told(source), size=size, decoded=decoded, operations=frozenset(operations),
+            mean=[255 * m for m in mean], std=[255 * s for s in std], **_options(batch, workers, threads, device),
         )  # fmt: skip
-        self._iterator = _endless(pipe, ["image", "target", "row", "key"])
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        return self
+        super().__init__(pipe, ["image", "target", "row", "key"])
 
     def __next__(self) -> ImageBatch:
-        (out,) = next(self._iterator)
+        out = self._next()
         mix = out["row"][:, rows.image_layout()["mix"].start]
         return ImageBatch(out["image"], out["target"][:, 0], mix, out["key"].cpu())
 

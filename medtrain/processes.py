@@ -1,14 +1,18 @@
 """Processes that end when they should: children with their parent, programs on SIGTERM and Ctrl-C."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,57 @@ def remove_dead_semaphores(folder: Path = SHARED) -> None:
                 path.unlink(missing_ok=True)
         except OSError:  # another process was quicker
             continue
+
+
+class Watch:
+    """Looks after a loader's worker processes. A library that waits for one that died may wait for ever: once one is
+    dead the others are killed too, and a main process that still waits for them after GRACE_S ends.
+    """
+
+    GRACE_S = 10.0
+
+    def __init__(self, processes: Sequence[Any]):
+        self._dead = ""
+        self._ended = threading.Event()
+        self._waits = False
+        self._processes = list(processes)
+        if processes:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The main process waits for the workers inside."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def verdict(self) -> str:
+        """What to say where a worker is dead, else an empty text; asked after an error that its death may have made."""
+        self._ended.wait(2.0 if self._processes else 0.0)
+        return self._dead
+
+    def _look(self) -> None:
+        connection.wait([process.sentinel for process in self._processes])
+        time.sleep(0.1)  # the loader's own observer asks too, and only one is told
+        code = next((process.exitcode for process in self._processes if process.exitcode is not None), None)
+        if code == 0:  # the loader was closed
+            return
+        rank = os.environ.get("RANK", "0")
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        self._dead = f"a loader process of rank {rank} ended by {how} (9: often for memory): lower train.workers"
+        self._ended.set()
+        for process in self._processes:
+            with contextlib.suppress(OSError, ValueError):
+                process.kill()
+        end = time.monotonic() + self.GRACE_S
+        while time.monotonic() < end:
+            time.sleep(0.2)
+            if not self._waits:
+                return
+        print(f"error: {self._dead}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def in_processes(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, *, what: str) -> Iterator[Any]:

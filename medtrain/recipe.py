@@ -56,6 +56,8 @@ class Train:
     validate_every: int = within(1, 1)  # epochs
     save_every_s: float = within(600.0, 0, **NO_EFFECT)
     log_every: int = within(10, 1, **NO_EFFECT)  # steps
+    max_skipped: int = within(10, 1, **NO_EFFECT)  # steps in a row without finite gradients, then training ends
+    timeout_s: float = within(1800.0, 1, **NO_EFFECT)  # how long a rank waits for the others
     workers: int = within(1, 0, **NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
 
 

@@ -61,11 +61,42 @@ def make_optimizer(optim: Optim, groups: Sequence[Group], device: torch.device) 
     """Adam (L2), AdamW (decoupled) or SGD with Nesterov momentum 0.99; fused where the device has it."""
     fused = device.type in ("cuda", "cpu")
     if optim.name == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups, optim.lr, momentum=0.99, nesterov=True, weight_decay=optim.weight_decay, fused=fused
         )
+        for group in sgd.param_groups:  # torch leaves them unset where the very first step is skipped
+            for parameter in group["params"]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
+
+
+class Statistics:
+    """The running statistics of a model as parts of one tensor, so that a lost step is taken back without a loop."""
+
+    def __init__(self, model: nn.Module):
+        found = [
+            (module, name, buffer)
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        self.now = torch.cat([buffer.reshape(-1) for *_, buffer in found]) if found else torch.empty(0)
+        self.before = self.now.clone()
+        parts = self.now.split([buffer.numel() for *_, buffer in found]) if found else []
+        for (module, name, buffer), part in zip(found, parts, strict=True):
+            setattr(module, name, part.view_as(buffer))
+
+    def settle(self, lost: torch.Tensor) -> None:
+        """After a step: forget what it brought where `lost` is 1, else keep it."""
+        if self.now.numel():
+            self.now.copy_(torch.where(lost.bool(), self.before, self.now))
+            self.before.copy_(self.now)
+
+    def loaded(self) -> None:
+        """Keep what was put into the buffers from outside."""
+        self.before.copy_(self.now)
 
 
 class Single:
@@ -80,6 +111,7 @@ class Single:
         self.device = ranks.device
         self.clip_norm = recipe.optim.clip_norm
         self.model = model.to(ranks.device)
+        self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
@@ -122,16 +154,28 @@ class Single:
         """Add the loss's gradients."""
         self.scaler.scale(loss).backward()
 
-    def step(self, lr: float) -> None:
-        """Clip, update the weights, and clear the gradients."""
+    def step(self, lr: float) -> torch.Tensor:
+        """Clip, update the weights, and clear the gradients. A step whose gradients are not finite changes nothing;
+        returns 1 for such a one, else 0, on the device.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        lost = (~torch.isfinite(norm)).float()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # how a GradScaler tells a fused optimiser to skip, without the host's asking the device
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, lost  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.statistics.settle(lost)
         self.optimizer.zero_grad(set_to_none=True)
+        return lost
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, on the same or another number of ranks."""
@@ -144,6 +188,7 @@ class Single:
     def load(self, state: dict[str, Any]) -> None:
         """Take `state`'s values back."""
         self.model.load_state_dict(state["model"])
+        self.statistics.loaded()
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():  # empty where the run went on from bf16 to fp16
             self.scaler.load_state_dict(state["scaler"])

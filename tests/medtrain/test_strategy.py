@@ -56,3 +56,45 @@ def test_bf16_autocast_is_on_only_when_asked(tiny: Tiny) -> None:
         strategy = Single(model, one_group(model), tiny(f"train.precision={precision}"), CPU)
         with strategy.autocast():
             assert strategy.model(torch.ones(1, 4)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("first", [True, False], ids=["the first step", "a later step"])
+def test_a_step_without_finite_gradients_changes_nothing(tiny: Tiny, name: str, first: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    strategy = Single(model, one_group(model), tiny(f"optim.name={name}"), CPU)
+
+    def step(inputs: torch.Tensor) -> float:
+        strategy.backward(strategy.wrapped(inputs).square().sum())
+        return float(strategy.step(0.01))
+
+    good = torch.arange(8.0).reshape(2, 4).sin()
+    if not first:
+        assert step(good) == 0
+    before = {key: value.clone() for key, value in strategy.model.state_dict().items()}
+    assert step(torch.full((2, 4), torch.nan)) == 1
+    after = strategy.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if "num_batches" not in key)
+    assert step(good) == 0
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+    assert not torch.equal(before["1.running_mean"], after["1.running_mean"])
+    assert all(torch.isfinite(value).all() for value in after.values())
+
+
+def test_sgd_starts_as_torchs(tiny: Tiny) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    plain = torch.nn.Linear(4, 1)
+    plain.load_state_dict(model.state_dict())
+    recipe = tiny("optim.name=sgd", "optim.weight_decay=0.1", "optim.clip_norm=0")
+    strategy = Single(model, one_group(model), recipe, CPU)
+    theirs = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.99, nesterov=True, weight_decay=0.1, fused=True)
+    for n in range(3):
+        inputs = torch.full((2, 4), n + 1.0)
+        strategy.backward(strategy.wrapped(inputs).sum())
+        strategy.step(0.1)
+        plain(inputs).sum().backward()
+        theirs.step()
+        theirs.zero_grad()
+    assert torch.equal(model.weight, plain.weight)
