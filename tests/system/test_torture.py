@@ -41,13 +41,17 @@ def test_a_run_that_is_killed_again_and_again(
     rng, out = random.Random(ranks), tmp_path / "killed"
     ways = [WAYS[n % len(WAYS)] for n in range(KILLS)]
     rng.shuffle(ways)
+    inside = 0
     for number, way in enumerate(ways):
         run = StartedRun([*words, "--out", str(out)], ranks, tmp_path / "killed.log")
         if run.wait_for_steps():
             time.sleep(rng.uniform(0, spent / (KILLS + 1)))
         run.hit(way, rng)
         code = run.end()
-        print(f"{task}, {ranks} ranks, {number + 1}: {way}, exit code {code}", flush=True)
+        writing = out.is_dir() and any(path.name.startswith(".") for path in out.glob(".*checkpoint*"))
+        inside += writing
+        words = f"{way}{', inside the writing of a checkpoint' if writing else ''}, exit code {code}"
+        print(f"{task}, {ranks} ranks, {number + 1}: {words}", flush=True)
     last = StartedRun([*words, "--out", str(out)], ranks, tmp_path / "killed.log")
     assert last.end(300) == 0, last.said()[-2000:]
     (weights, rows), (wanted, wanted_rows) = content(out), content(tmp_path / "whole")
@@ -55,4 +59,4 @@ def test_a_run_that_is_killed_again_and_again(
     assert rows == wanted_rows
     assert set(os.listdir("/dev/shm")) <= shared
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
-    print(f"{task}, {ranks} ranks: same weights and rows after {KILLS} kills", flush=True)
+    print(f"{task}, {ranks} ranks: same weights and rows after {KILLS} kills, {inside} inside a writing", flush=True)
