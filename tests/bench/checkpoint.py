@@ -1,4 +1,4 @@
-"""How long saving holds training up: the copy that a step waits for, against the whole write, and the steps beside it."""
+"""How long saving holds training up: the copy that a step waits for, the whole write, and the steps beside it."""
 
 import argparse
 import statistics

@@ -216,3 +216,28 @@ def test_a_run_that_is_told_to_stop_saves_at_that_step_and_goes_on(
     status = json.loads((out / "status.json").read_text())
     assert (status["step"], status["phase"]) == (12, "evaluate")
     assert set(status["scores"]) == {"mean"}
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_with_another_number_of_ranks(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """fp32, SGD, same global batch: the same samples; losses within 1e-4 and weights within 1e-5 of an unbroken run."""
+    recipe = tiny("optim.name=sgd", "optim.lr=0.01", "train.epochs=3", "train.log_every=1", "optim.ema=0.9")
+    run(recipe, cache, tmp_path / "whole")
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) >= 5
+
+    with pytest.raises(Stopped):
+        run(recipe, cache, tmp_path / "moved", stop)
+    sets = [part for item in _as_sets(recipe) for part in ("--set", item)]
+    done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", tmp_path / "moved", *sets, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 5 of 12" in done.stdout
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "moved"), atol=1e-5)
+    told = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+            for name in ("whole", "moved")]  # fmt: skip
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in told]
+    assert len(losses[1]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)

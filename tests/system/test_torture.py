@@ -26,7 +26,7 @@ def content(run: Path) -> tuple[dict[str, torch.Tensor], str]:
     return torch.load(run / "checkpoint_last.pt", weights_only=True)["model"], (run / "cases.csv").read_text()
 
 
-@pytest.mark.parametrize(("task", "ranks"), [("brats", 1), ("brats", 2), ("multicancer", 1)])
+@pytest.mark.parametrize(("task", "ranks"), [("brats", 1), ("brats", 2), ("multicancer", 1), ("multicancer", 2)])
 def test_a_run_that_is_killed_again_and_again(
     task: str, ranks: int, cache: Path, image_cache: Path, tmp_path: Path
 ) -> None:
@@ -50,8 +50,8 @@ def test_a_run_that_is_killed_again_and_again(
         code = run.end()
         writing = out.is_dir() and any(path.name.startswith(".") for path in out.glob(".*checkpoint*"))
         inside += writing
-        words = f"{way}{', inside the writing of a checkpoint' if writing else ''}, exit code {code}"
-        print(f"{task}, {ranks} ranks, {number + 1}: {words}", flush=True)
+        told = f"{way}{', inside the writing of a checkpoint' if writing else ''}, exit code {code}"
+        print(f"{task}, {ranks} ranks, {number + 1}: {told}", flush=True)
     last = StartedRun([*words, "--out", str(out)], ranks, tmp_path / "killed.log")
     assert last.end(300) == 0, last.said()[-2000:]
     (weights, rows), (wanted, wanted_rows) = content(out), content(tmp_path / "whole")
