@@ -1,13 +1,15 @@
 """Train one member: `python launch/train.py RECIPE --cache C.h5 --out RUN`, or the same under torchrun."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, recipe_names
-from medtrain.errors import Failed, Stopped, UserError, exit_code, out_of_memory
+from medtrain.errors import Failed, Stopped, UserError, disk_full, exit_code, out_of_memory
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
 from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe
@@ -52,7 +54,7 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
         raise
     except Exception as error:
         # no leaving of the group: the others then learn of the end by the end of this process, after its message
-        raise told(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY) from error
+        raise told(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY, out) from error
     distributed.finish()
     return done
 
@@ -79,8 +81,8 @@ def judge(recipe: Recipe, engine: Any, task: Any, out: Path) -> dict[str, Any]:
     return done
 
 
-def told(error: Exception, recipe: Recipe, rank: int, step: int, memory: str) -> Exception:
-    """The error as a sentence where its cause is memory or another rank, else itself."""
+def told(error: Exception, recipe: Recipe, rank: int, step: int, memory: str, out: Path) -> Exception:
+    """The error as a sentence where its cause is memory, the disk or another rank, else itself."""
     from medtrain.distributed import lost_partner, say_failed
 
     words = lost_partner(error, step)
@@ -92,6 +94,8 @@ def told(error: Exception, recipe: Recipe, rank: int, step: int, memory: str) ->
         own = f" of rank {rank}" if rank else ""
         return UserError(f"{recipe.name}: the memory of the {kind}{own} is full: lower {memory}, or raise "
                          f"train.accumulate={recipe.train.accumulate}.")  # fmt: skip
+    if disk_full(error) and not getattr(error, "filename", None):  # appending, and TensorBoard, name no file
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     return error
 
 
@@ -145,8 +149,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def is_rank_0() -> bool:
     """Whether this process may print, also after the process group has ended."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -13,8 +13,11 @@ from medtrain.errors import UserError, disk_full
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`, else removed.
+
+    Without `flush` it is renamed only: for what matters just now, or can be made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays at the end: nibabel and h5py look at it
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -25,11 +28,14 @@ def replacing(path: Path) -> Iterator[Path]:
             if disk_full(error):  # with the path, which libraries leave out
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
             raise
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if not flush:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

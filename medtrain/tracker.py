@@ -1,7 +1,6 @@
 """What a run shows while it goes, on rank 0: metrics.jsonl, status.json, TensorBoard, and lines on the terminal."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medtrain.files import replacing
 from medtrain.progress import Progress
 from medtrain.recipe import Recipe, flat
 
@@ -53,10 +53,8 @@ class Tracker:
         spent = (now - self.began) / max(1, step - self.first)
         told = {"phase": phase, "step": step, "total": self.total, "epoch": round(epoch, 3), "scores": self.scores,
                 "time": now, "left_s": round(spent * (self.total - step)) if step > self.first else None}  # fmt: skip
-        temporary = self.status.with_name(f".{os.getpid()}.{STATUS}")
-        # not flushed to the disk: only the present matters
-        temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
-        os.replace(temporary, self.status)
+        with replacing(self.status, flush=False) as temporary:  # only the present matters
+            temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
     def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         """Log an RGB picture (H,W,3) uint8."""
@@ -96,6 +94,5 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

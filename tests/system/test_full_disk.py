@@ -69,6 +69,24 @@ def test_train(
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("kilobytes", [16, 20, 24, 28])
+def test_rows_and_tensorboard(
+    kilobytes: int, cache: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status, metrics.jsonl and TensorBoard's events fill the disk, one or the other first."""
+    out = small_disk(kilobytes) / "run"
+    sets = ("data.crop=32,32,32", "data.spacing_mm=0", "train.epochs=9", "train.workers=0", "train.log_every=1",
+            "train.batch=1", "train.validate_every=9", "train.precision=fp32")  # fmt: skip
+    arguments = [part for item in sets for part in ("--set", item)]
+    assert run_main("train", "brats_segresnet_demo", "--cache", cache, "--out", out, *arguments) == 2
+    error = capsys.readouterr().err
+    assert f"no space left while writing {out}" in error
+    assert " (0 bytes are free): " in error
+    assert "Traceback" not in error
+    assert (out / "recipe.json").is_file()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
 def test_prepare_images(pictures: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]) -> None:
     disk = small_disk(1500)
     assert run_main("prepare", "multicancer", "--data", pictures, "--out", disk / "c.h5", "--workers", 1) == 2
