@@ -41,6 +41,13 @@ class StartedRun:
             time.sleep(0.05)
         return True
 
+    def wait_for_a_writing(self, folder: Path, patience_s: float = 20) -> None:
+        """Until a checkpoint is being written, if that comes soon."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and self.process.poll() is None:
+            if any(name.startswith(".") and "checkpoint" in name for name in os.listdir(folder)):
+                return
+
     def processes(self) -> list[int]:
         return [pid for pid in pids() if alive(pid) and environment(pid).get("MEDTRAIN_TEST_MARK") == self.mark]
 

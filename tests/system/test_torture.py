@@ -46,6 +46,8 @@ def test_a_run_that_is_killed_again_and_again(
         run = StartedRun([*words, "--out", str(out)], ranks, tmp_path / "killed.log")
         if run.wait_for_steps():
             time.sleep(rng.uniform(0, spent / (KILLS + 1)))
+            if way.startswith("SIGKILL") and number % 2 == 0:
+                run.wait_for_a_writing(out)
         run.hit(way, rng)
         code = run.end()
         writing = out.is_dir() and any(path.name.startswith(".") for path in out.glob(".*checkpoint*"))
