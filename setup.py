@@ -18,6 +18,7 @@ setup(
         "monai>=1.6",
         "einops",  # MONAI's UNETR needs it
         "nvidia-dali-cuda130>=2.0",
+        "deepspeed>=0.18",
         "submitit>=1.5",
         "tensorboard",
         "h5py",

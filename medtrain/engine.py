@@ -132,10 +132,17 @@ class Engine:
                 self._validate(tracker)
                 self.save()
                 meter.restart()
-            elif self.ranks.is_main and time.monotonic() - self.saved_at > train.save_every_s:
+            elif self._is_due():
                 self.save()
             tracker.beat(self.step, self.epoch)
             self._leave_if_told(tracker)
+
+    def _is_due(self) -> bool:
+        """Whether it is time to save; asked of rank 0 alone, but where the others must take part, at log lines."""
+        due = time.monotonic() - self.saved_at > self.recipe.train.save_every_s
+        if not self.strategy.shards:
+            return due and self.ranks.is_main
+        return self.step % self.recipe.train.log_every == 0 and bool(distributed.agree(due))
 
     def _leave_if_told(self, tracker: Tracker) -> None:
         if self.stop is None or not distributed.anywhere(self.stop()):
@@ -148,9 +155,9 @@ class Engine:
     def _give_up(self, row: int) -> NoReturn:
         """Leave what reproduces the first of `row` skipped steps; the weights have not moved since."""
         first = self.step - row
+        content = {"model": self.strategy.weights(), **self._about()}
         if self.ranks.is_main:
-            divergence.record(self.run, self.recipe, self.task, first, row, self.ranks.world,
-                              {"model": self.strategy.model.state_dict(), **self._about()})  # fmt: skip
+            divergence.record(self.run, self.recipe, self.task, first, row, self.ranks.world, content)
         raise Failed(
             f"{self.run}: the gradients of {row} steps, {first} to {self.step - 1}, were not finite: lower optim.lr, "
             f"set optim.clip_norm, or see which case it is: python launch/replay.py {self.run}"
@@ -167,8 +174,7 @@ class Engine:
                 batch = next(loader).to(self.ranks.device)
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else strategy.accumulating():
-                with strategy.autocast():
-                    outputs = strategy.wrapped(batch.inputs)
+                outputs = strategy.forward(batch.inputs)
                 loss = self.task.loss(outputs.float(), batch) / train.accumulate
                 strategy.backward(loss)
             total += loss.detach()
@@ -190,21 +196,21 @@ class Engine:
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The network as evaluation calls it: same autocast as in training, float32 out."""
-        with torch.inference_mode(), self.strategy.autocast():
-            return self.strategy.model(image.to(self.ranks.device)).float()
-
     def evaluate(self, cases: Sequence[str], part: str, *, thorough: bool,
                  show: Callable[[np.ndarray], None] | None = None) -> list[CaseRow]:  # fmt: skip
         """Score cases, each on one rank; every rank gets all rows in the order of `cases`."""
-        self.strategy.model.eval()
         rows: list[CaseRow] = []
         first: tuple[str, np.ndarray] | None = None
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             self.strategy.sync_buffers()
+            network = self.strategy.evaluated().eval()
+
+            def forward(image: torch.Tensor) -> torch.Tensor:
+                with torch.inference_mode(), self.strategy.autocast():
+                    return network(image.to(self.ranks.device)).float()
+
             mine = cases[self.ranks.rank :: self.ranks.world]
-            for case, prediction in self.task.predictions(self.forward, mine, thorough=thorough):
+            for case, prediction in self.task.predictions(forward, mine, thorough=thorough):
                 scores = self.task.score(case, prediction)
                 rows.append(CaseRow(member=self.recipe.name, case=case, part=part, scores=scores))
                 first = first or (case, prediction)
@@ -242,16 +248,19 @@ class Engine:
     def save(self) -> None:
         """Write checkpoint_last.pt; ranks hold the same state, so rank 0's is everybody's."""
         self.saved_at = time.monotonic()
-        if self.ranks.is_main:
+        if self.ranks.is_main or self.strategy.shards:
             state = {**self.strategy.state(), "ema": self.ema.state() if self.ema else []}
+        if self.ranks.is_main:
             everything = {**state, **self._about(), "best": self.best, "scores": self.scores}
             self.writer.write(self.run / checkpoint.LAST, everything, self.run / checkpoint.PREVIOUS)
 
     def _save_best(self, score: float | None) -> None:
-        if not self.ranks.is_main:
+        if not self.ranks.is_main and not self.strategy.shards:
             return
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            content = {"model": self.strategy.model.state_dict(), **self._about(), "score": score}
+            content = {"model": self.strategy.weights(), **self._about(), "score": score}
+            if not self.ranks.is_main:
+                return
             self.writer.write(self.run / checkpoint.BEST, content)
 
     def _about(self) -> dict[str, Any]:
@@ -297,7 +306,7 @@ class Engine:
     def load_best(self) -> None:
         """Put checkpoint_best.pt's weights into the model (and into the average that evaluation uses)."""
         path = self.run / checkpoint.BEST
-        checkpoint.load_model(self.strategy.model, checkpoint.load(path), path)
+        self.strategy.take_weights(checkpoint.load(path), path)
         if self.ema:
             self.ema.load([tensor.detach() for tensor in self.ema.parameters])
 

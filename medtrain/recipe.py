@@ -44,13 +44,18 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long and how: `batch` is the global batch of one optimiser step, whatever the number of ranks."""
+    """How long and how: `batch` is the global batch of one optimiser step, whatever the number of ranks; `zero`,
+    `offload` and `deepspeed` belong to the strategy `deepspeed`.
+    """
 
     epochs: int = within(1, 1)
     batch: int = within(1, 1)
     accumulate: int = within(1, 1)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    strategy: Literal["auto", "single", "ddp"] = "auto"
+    strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
+    zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
+    offload: bool = False  # DeepSpeed: optimiser states in the host's memory
+    deepspeed: str = ""  # a JSON file with more of DeepSpeed's settings
     seed: int = within(0, 0)
     deterministic: bool = False
     validate_every: int = within(1, 1)  # epochs

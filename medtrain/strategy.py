@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
 from medtrain.recipe import Optim, Recipe
@@ -106,6 +108,8 @@ class Single:
     parameters do not move (see `freeze`).
     """
 
+    shards = False  # whether ranks hold different parts, so that all must take part in `state` and `weights`
+
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         self.precision = precision_for(recipe, ranks.device)
         self.device = ranks.device
@@ -140,8 +144,17 @@ class Single:
     def sync_buffers(self) -> None:
         """Make the buffers (such as running statistics) of every rank those of rank 0."""
 
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The network in training, in mixed precision."""
+        with self.autocast():
+            return self.wrapped(inputs)
+
+    def evaluated(self) -> nn.Module:
+        """The network as evaluation calls it, under `autocast`; whole on every rank."""
+        return self.model
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """The mixed-precision context of forward and loss."""
+        """The mixed-precision context of a forward pass."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
@@ -177,10 +190,18 @@ class Single:
         self.optimizer.zero_grad(set_to_none=True)
         return lost
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole network's state_dict."""
+        return self.model.state_dict()
+
+    def take_weights(self, content: dict[str, Any], path: Path) -> None:
+        """Put a checkpoint's weights into the network that is evaluated; raises UserError where they do not fit."""
+        checkpoint.load_model(self.model, content, path)
+
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, on the same or another number of ranks."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -226,8 +247,12 @@ class Ddp(Single):
 
 
 def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:
-    """`auto` is Ddp when there are several ranks."""
+    """`auto` is Ddp when there are several ranks; raises UserError for a strategy that can not be."""
     wanted = recipe.train.strategy
     if wanted == "single" and ranks.world > 1:
         raise UserError(f"train.strategy=single can not use {ranks.world} processes: take auto or ddp.")
+    if wanted == "deepspeed":
+        from medtrain.zero import DeepSpeed
+
+        return DeepSpeed(model, groups, recipe, ranks)
     return (Ddp if ranks.world > 1 else Single)(model, groups, recipe, ranks)
