@@ -9,10 +9,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # `kernels`, `launch` and `slurm` are the top-level names of other distributions, hence the prefix.
-    packages=["medtrain", "medseg", "medcls", "medlaunch", "medslurm"],
-    package_dir={"medlaunch": "launch", "medslurm": "slurm"},
+    packages=["medkernels", "medkernels.group_norm_relu", "medtrain", "medseg", "medcls", "medlaunch", "medslurm"],
+    package_dir={"medkernels": "kernels", "medlaunch": "launch", "medslurm": "slurm"},
     install_requires=[
         "torch>=2.6",
+        "triton>=3; platform_system == 'Linux'",
         "torchvision>=0.21",
         "timm>=1.0",
         "monai>=1.6",
