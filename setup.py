@@ -9,7 +9,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # `kernels`, `launch` and `slurm` are the top-level names of other distributions, hence the prefix.
-    packages=["medkernels", "medkernels.group_norm_relu", "medtrain", "medseg", "medcls", "medlaunch", "medslurm"],
+    packages=[
+        "medkernels",
+        "medkernels.group_norm_relu",
+        "medkernels.region_dice",
+        "medtrain",
+        "medseg",
+        "medcls",
+        "medlaunch",
+        "medslurm",
+    ],
     package_dir={"medkernels": "kernels", "medlaunch": "launch", "medslurm": "slurm"},
     install_requires=[
         "torch>=2.6",

@@ -66,6 +66,7 @@ def main() -> None:
     JITFunction.run = only_compile
     for layout in (torch.channels_last_3d, torch.contiguous_format):
         group_norm_relu(layout)
+        region_dice(layout)
 
 
 def group_norm_relu(layout: torch.memory_format) -> None:
@@ -78,6 +79,16 @@ def group_norm_relu(layout: torch.memory_format) -> None:
         residual = torch.empty_like(x) if channels == 16 else None
         y = fused.group_norm_relu(x.requires_grad_(), 8, weight, bias, residual, 1e-5, 0.0)
         y.backward(torch.empty_like(y))
+
+
+def region_dice(layout: torch.memory_format) -> None:
+    """The loss at 64 voxels a side."""
+    from medkernels.region_dice import fused
+
+    logits = torch.empty(2, 3, 64, 64, 64, dtype=torch.bfloat16).contiguous(memory_format=layout).requires_grad_()
+    label = torch.empty(2, 64, 64, 64, dtype=torch.uint8)
+    for squared in (True, False):
+        fused.region_dice(logits, label, [[2, 3], [1, 2, 3], [3]], squared, squared, 0.0, 1e-5, squared).backward()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+FUSED = list((Path(__file__).parents[2] / "kernels").glob("*/fused.py"))
+
 
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_kernels_compile_and_spill_no_registers(capability: str, tmp_path: Path) -> None:
@@ -17,8 +19,9 @@ def test_kernels_compile_and_spill_no_registers(capability: str, tmp_path: Path)
                           env=environment)  # fmt: skip
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {"group_norm_relu._moments", "group_norm_relu._input_gradient"} <= {k["kernel"] for k in kernels}
+    assert {k["kernel"].split(".")[0] for k in kernels} == {path.parent.name for path in FUSED}
     assert [k for k in kernels if k["LOCAL"] or k["STACK"] or k["REG"] > 128] == []
-    # kernels that pass over a volume read 16 bytes a thread at a time
-    passes = [k for k in kernels if not k["kernel"].split(".")[1].startswith("_merge")]
-    assert [k for k in passes if not k["wide"]] == []
+    # what passes over a volume reads 16 bytes a thread at a time, in one of the two layouts at least
+    wide = {k["kernel"] for k in kernels if k["wide"]}
+    passes = {k["kernel"] for k in kernels if not k["kernel"].split(".")[1].startswith(("_merge", "_finish"))}
+    assert passes <= wide
