@@ -13,6 +13,7 @@ setup(
         "medkernels",
         "medkernels.group_norm_relu",
         "medkernels.region_dice",
+        "medkernels.upsample_add",
         "medtrain",
         "medseg",
         "medcls",

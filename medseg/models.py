@@ -13,7 +13,9 @@ CHANNELS, REGIONS = 4, 3
 
 def build_model(recipe: SegRecipe) -> nn.Module:
     """SegResNet (Myronenko 2018) or UNETR (Hatamizadeh 2022), image (B,4,D,H,W) -> region logits (B,3,D,H,W)."""
-    from monai.networks.nets import UNETR, SegResNet
+    from monai.networks.nets import UNETR
+
+    from medseg.segresnet import KernelSegResNet
 
     model, crop = recipe.model, recipe.data.crop
     window = window_of(recipe)
@@ -41,10 +43,11 @@ def build_model(recipe: SegRecipe) -> nn.Module:
             f"SegResNet needs crop and window sides that are multiples of {multiple}, not {crop} and {window}: "
             "--set data.crop or evaluate.window."
         )
-    segresnet = SegResNet(
+    segresnet = KernelSegResNet(
         init_filters=model.filters, in_channels=CHANNELS, out_channels=REGIONS, blocks_down=model.blocks_down,
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
     )  # fmt: skip
+    segresnet.kernels = model.kernels
     return fuse_norms(segresnet, model.kernels)
 
 

@@ -67,6 +67,7 @@ def main() -> None:
     for layout in (torch.channels_last_3d, torch.contiguous_format):
         group_norm_relu(layout)
         region_dice(layout)
+        upsample_add(layout)
 
 
 def group_norm_relu(layout: torch.memory_format) -> None:
@@ -89,6 +90,19 @@ def region_dice(layout: torch.memory_format) -> None:
     label = torch.empty(2, 64, 64, 64, dtype=torch.uint8)
     for squared in (True, False):
         fused.region_dice(logits, label, [[2, 3], [1, 2, 3], [3]], squared, squared, 0.0, 1e-5, squared).backward()
+
+
+def upsample_add(layout: torch.memory_format) -> None:
+    """Into SegResNet's first and third level."""
+    from medkernels.upsample_add import fused
+
+    for channels, side in ((16, 32), (64, 16)):
+        x, skip = (
+            torch.empty(2, channels, n, n, n, dtype=torch.bfloat16).contiguous(memory_format=layout).requires_grad_()
+            for n in (side, 2 * side)
+        )
+        y = fused.upsample_add(x, skip)
+        y.backward(torch.empty_like(y))
 
 
 if __name__ == "__main__":
