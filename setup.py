@@ -14,6 +14,7 @@ setup(
         "medkernels.group_norm_relu",
         "medkernels.region_dice",
         "medkernels.upsample_add",
+        "medkernels.window_accumulate",
         "medtrain",
         "medseg",
         "medcls",

@@ -68,6 +68,7 @@ def main() -> None:
         group_norm_relu(layout)
         region_dice(layout)
         upsample_add(layout)
+    window_accumulate()
 
 
 def group_norm_relu(layout: torch.memory_format) -> None:
@@ -103,6 +104,15 @@ def upsample_add(layout: torch.memory_format) -> None:
         )
         y = fused.upsample_add(x, skip)
         y.backward(torch.empty_like(y))
+
+
+def window_accumulate() -> None:
+    """Two windows of half precision."""
+    from medkernels.window_accumulate import fused
+
+    importance, weight, total = torch.empty(32, 32, 32), torch.empty(48, 48, 48), torch.empty(2, 3, 48, 48, 48)
+    windows = torch.empty(2, 2, 3, 32, 32, 32, dtype=torch.bfloat16)
+    fused.window_accumulate(total, weight, windows, [(0, 0, 0), (16, 16, 16)], importance)
 
 
 if __name__ == "__main__":
