@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from medkernels.window_accumulate import window_accumulate
+from medseg.labels import REGIONS
 from medseg.recipes import SegRecipe, window_of
 
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
-def region_probs(forward: Callable[[torch.Tensor], torch.Tensor], image_CDHW: np.ndarray, recipe: SegRecipe,
-                 *, flips: bool = False) -> torch.Tensor:  # fmt: skip
+
+def region_probs(forward: Forward, image_CDHW: np.ndarray, recipe: SegRecipe, *, flips: bool = False) -> torch.Tensor:
     """Region probabilities (K,D,H,W) float32 by a sliding window with Gaussian weights (MONAI's inferer).
 
-    `flips` averages the logits over all combinations of flips of `evaluate.flip_axes`.
+    `flips` averages the logits over all combinations of flips of `evaluate.flip_axes`. Where there is a GPU, scan and
+    sums stay on it, unless `model.kernels` is `reference`.
     """
-    from monai.inferers import sliding_window_inference
-
-    image = torch.from_numpy(image_CDHW.astype(np.float32))[None]
     axes = recipe.evaluate.flip_axes if flips else ()
     sets: list[Sequence[int]] = [c for n in range(len(axes) + 1) for c in combinations(axes, n)]
 
@@ -30,11 +31,44 @@ def region_probs(forward: Callable[[torch.Tensor], torch.Tensor], image_CDHW: np
         return torch.stack([forward(windows.flip(d)).flip(d) for d in dims]).mean(0).to(windows.device)
 
     with torch.inference_mode():
-        logits = sliding_window_inference(
-            image, window_of(recipe), recipe.evaluate.batch, averaged, overlap=recipe.evaluate.overlap,
-            mode="gaussian", device=torch.device("cpu"),
-        )  # fmt: skip
-    return torch.sigmoid(logits[0].float())
+        if torch.cuda.is_available() and recipe.model.kernels != "reference":
+            image = torch.from_numpy(image_CDHW).to("cuda")
+            return torch.sigmoid(blended_on_device(averaged, image, recipe)).cpu()
+        return torch.sigmoid(blended(averaged, torch.from_numpy(image_CDHW.astype(np.float32)), recipe))
+
+
+def blended(forward: Forward, image_CDHW: torch.Tensor, recipe: SegRecipe) -> torch.Tensor:
+    """Logits (K,D,H,W) float32 by MONAI's inferer, summed on the CPU."""
+    from monai.inferers import sliding_window_inference
+
+    logits = sliding_window_inference(
+        image_CDHW[None], window_of(recipe), recipe.evaluate.batch, forward, overlap=recipe.evaluate.overlap,
+        mode="gaussian", device=torch.device("cpu"),
+    )  # fmt: skip
+    return logits[0].float()
+
+
+def blended_on_device(forward: Forward, image_CDHW: torch.Tensor, recipe: SegRecipe) -> torch.Tensor:
+    """The same windows and weights as `blended`, with scan and sums where the image lies."""
+    from monai.data.utils import compute_importance_map, dense_patch_slices
+
+    window, overlap = window_of(recipe), recipe.evaluate.overlap
+    sides = image_CDHW.shape[1:]
+    lacks = [max(side - size, 0) for side, size in zip(window, sides, strict=True)]
+    image = functional.pad(image_CDHW, [n for lack in reversed(lacks) for n in (lack // 2, lack - lack // 2)])
+    size = tuple(image.shape[1:])
+    steps = [w if w == n else max(1, int(w * (1 - overlap))) for w, n in zip(window, size, strict=True)]
+    starts = [tuple(cut.start for cut in cuts) for cuts in dense_patch_slices(size, window, steps)]
+    importance = compute_importance_map(window, mode="gaussian", device=image.device)
+    weight = torch.zeros(size, device=image.device)
+    total = torch.zeros(1, len(REGIONS), *size, device=image.device)
+    for first in range(0, len(starts), recipe.evaluate.batch):
+        some = starts[first : first + recipe.evaluate.batch]
+        cuts = [tuple(slice(at, at + side) for at, side in zip(start, window, strict=True)) for start in some]
+        logits = forward(torch.stack([image[(slice(None), *cut)] for cut in cuts]).float())
+        window_accumulate(total, weight, logits[None], some, importance, impl=recipe.model.kernels)
+    box = tuple(slice(lack // 2, lack // 2 + side) for lack, side in zip(lacks, sides, strict=True))
+    return (total[0] / weight)[(slice(None), *box)]
 
 
 def to_native(probs_KDHW: torch.Tensor, native: Sequence[int]) -> np.ndarray:

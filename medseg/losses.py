@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
+from medkernels.dispatch import Impl
+from medkernels.region_dice import region_dice, runs_fused
 from medseg.labels import REGIONS, LabelMap
 
 
@@ -31,11 +33,16 @@ def _soft_dice() -> torch.nn.Module:
     return DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-5)
 
 
-def region_loss(logits_BKDHW: torch.Tensor, label_BDHW: torch.Tensor, label_map: LabelMap, kind: str) -> torch.Tensor:
+def region_loss(logits_BKDHW: torch.Tensor, label_BDHW: torch.Tensor, label_map: LabelMap, kind: str,
+                kernels: Impl = "auto") -> torch.Tensor:  # fmt: skip
     """Mean over samples and regions of 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)), plus binary cross-entropy if asked.
 
     The mean is over samples, not over the batch as one, so it is the same however a batch is spread over ranks.
+    `kernels` says whether MONAI's loss or the kernel that equals it is taken.
     """
+    regions = [label_map.codes(region) for region in REGIONS]
+    if runs_fused(logits_BKDHW, label_BDHW, regions, kernels):
+        return region_dice(logits_BKDHW, label_BDHW, regions, bce=kind == "dice_bce", impl="fused")
     targets = region_targets(label_BDHW, label_map)
     loss = _soft_dice()(logits_BKDHW, targets)
     if kind == "dice_bce":

@@ -1,7 +1,10 @@
 """The networks: MONAI's own classes, built from a recipe, so a checkpoint loads into the plain class."""
 
+import torch
 from torch import nn
 
+from medkernels.dispatch import Impl, device_refusal
+from medkernels.group_norm_relu import GroupNormReLU
 from medseg.recipes import SegRecipe, window_of
 from medtrain.errors import UserError
 
@@ -10,10 +13,14 @@ CHANNELS, REGIONS = 4, 3
 
 def build_model(recipe: SegRecipe) -> nn.Module:
     """SegResNet (Myronenko 2018) or UNETR (Hatamizadeh 2022), image (B,4,D,H,W) -> region logits (B,3,D,H,W)."""
-    from monai.networks.nets import UNETR, SegResNet
+    from monai.networks.nets import UNETR
+
+    from medseg.segresnet import KernelSegResNet
 
     model, crop = recipe.model, recipe.data.crop
     window = window_of(recipe)
+    if model.kernels == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
+        raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
     if model.name == "unetr":
         if any(side % 16 for side in crop) or model.hidden % model.heads:
             raise UserError(f"UNETR needs crop sides that are multiples of 16 and hidden % heads = 0, not {crop}.")
@@ -36,7 +43,30 @@ def build_model(recipe: SegRecipe) -> nn.Module:
             f"SegResNet needs crop and window sides that are multiples of {multiple}, not {crop} and {window}: "
             "--set data.crop or evaluate.window."
         )
-    return SegResNet(
+    segresnet = KernelSegResNet(
         init_filters=model.filters, in_channels=CHANNELS, out_channels=REGIONS, blocks_down=model.blocks_down,
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
     )  # fmt: skip
+    segresnet.kernels = model.kernels
+    return fuse_norms(segresnet, model.kernels)
+
+
+def fuse_norms(net: nn.Module, impl: Impl) -> nn.Module:
+    """MONAI's SegResNet with each pair of group norm and ReLU as one operator of `impl`, in place.
+
+    Parameters and state_dict stay as they are. Raises TypeError where a block has another norm or activation.
+    """
+    from monai.networks.blocks.segresnet_block import ResBlock
+
+    def fused(norm: nn.Module, act: nn.Module) -> GroupNormReLU:
+        if not isinstance(norm, nn.GroupNorm) or not isinstance(act, nn.ReLU):
+            raise TypeError(f"no kernel for {type(norm).__name__} with {type(act).__name__}")
+        return GroupNormReLU.take_over(norm, impl=impl)
+
+    for block in [module for module in net.modules() if isinstance(module, ResBlock)]:
+        block.norm1, block.norm2 = fused(block.norm1, block.act), fused(block.norm2, block.act)
+        block.act = nn.Identity()
+    if isinstance(net.conv_final, nn.Sequential):
+        net.conv_final[0] = fused(net.conv_final[0], net.conv_final[1])
+        net.conv_final[1] = nn.Identity()
+    return net

@@ -29,7 +29,10 @@ class VolumeData:
 
 @dataclass(frozen=True, kw_only=True)
 class SegModel:
-    """MONAI's SegResNet or UNETR, 4 channels in, 3 region logits out. Fields of the other network are not used."""
+    """MONAI's SegResNet or UNETR, 4 channels in, 3 region logits out. Fields of the other network are not used.
+
+    `kernels`: fused GPU kernels, plain torch, or the first where they run (`auto`). Weights serve all three.
+    """
 
     name: Literal["segresnet", "unetr"] = "segresnet"
     filters: int = within(16, 8)  # group normalisation has 8 groups
@@ -40,6 +43,7 @@ class SegModel:
     hidden: int = within(768, 1)
     mlp: int = within(3072, 1)
     heads: int = within(12, 1)
+    kernels: Literal["auto", "reference", "fused"] = field(default="auto", metadata=NO_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)

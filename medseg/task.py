@@ -60,7 +60,8 @@ class SegTask:
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """Mean loss over a batch."""
-        return losses.region_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss)
+        kernels = self.recipe.model.kernels
+        return losses.region_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss, kernels)
 
     def parameter_groups(self, model: nn.Module) -> list[Group]:
         """One group: these networks are trained from scratch."""

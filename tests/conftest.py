@@ -6,12 +6,17 @@ from pathlib import Path
 
 import fake_slurm
 import pytest
+import torch
 
 from medcls.recipes import RECIPES as CLS_RECIPES
 from medcls.recipes import ClsRecipe
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES, SegRecipe
 
+# Without a GPU triton's interpreter runs the kernels on the CPU; triton reads this when it decorates a kernel. Only
+# tests that ask for `impl="fused"` meet it: `auto` takes the reference on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # Two threads a process at most: several processes run at once in the distributed tests.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 

@@ -19,5 +19,9 @@ if not torch.cuda.is_available():
 print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)
 PY
 "$PYTHON" -m pytest -m gpu tests
+# every test of a kernel, on the device: without CUDA these would run in triton's interpreter
+"$PYTHON" -m pytest tests/kernels
+"$PYTHON" tests/bench/gpu_kernels.py
+"$PYTHON" tests/bench/gpu_step.py
 "$PYTHON" tests/bench/gpu_training.py "$@"
 "$PYTHON" tests/bench/gpu_images.py

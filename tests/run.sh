@@ -10,5 +10,5 @@ medtrain_env "$root"
 bash "$here/system/install_slurm.sh"
 cd "$root"
 ruff check . && ruff format --check .
-mypy medtrain medseg medcls launch slurm
+mypy kernels medtrain medseg medcls launch slurm
 exec python -m pytest "$@"

@@ -8,13 +8,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"medtrain": "medtrain", "medseg": "medseg", "medcls": "medcls", "launch": "medlaunch", "slurm": "medslurm"}
 ALLOWED = {
+    "medkernels": {"medkernels"},
     "medtrain": {"medtrain"},
-    "medseg": {"medtrain", "medseg"},
+    "medseg": {"medkernels", "medtrain", "medseg"},
     "medcls": {"medtrain", "medcls"},
     "medlaunch": {"medtrain", "medseg", "medcls", "medslurm", "medlaunch"},
     "medslurm": {"medslurm"},
 }
 FILES = [(name, path) for folder, name in FOLDERS.items() for path in sorted((ROOT / folder).glob("*.py"))]
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+FILES += [("medkernels", path) for path in KERNELS]
 
 
 def imported(path: Path) -> set[str]:
@@ -37,6 +40,19 @@ def test_imports_only_leftwards(package: str, path: Path) -> None:
 def test_dali_is_imported_in_one_file() -> None:
     users = {path.name for _, path in FILES if any(name.startswith("nvidia") for name in imported(path))}
     assert users == {"pipeline.py"}
+
+
+def test_triton_is_imported_beside_the_kernels_only() -> None:
+    users = {path.name for _, path in FILES if any(name.split(".")[0] == "triton" for name in imported(path))}
+    assert users == {"fused.py"}
+
+
+def test_kernels_import_torch_and_triton_only() -> None:
+    import sys
+
+    for path in KERNELS:
+        others = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+        assert others <= {"torch", "triton", "medkernels"}, path
 
 
 def test_simpleitk_is_imported_in_one_file() -> None:

@@ -27,6 +27,47 @@ def test_unetr_is_monais() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
+def logits_and_gradients(model: torch.nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    model.to(image.device).zero_grad()
+    logits = model(image)
+    logits.square().mean().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("kernels", ["reference", "auto", "fused"])
+def test_kernels_change_neither_logits_nor_gradients_nor_keys(kernels: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    sizes = {"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
+    plain = SegResNet(init_filters=8, in_channels=4, out_channels=3, **sizes)
+    recipe = RECIPES["brats_segresnet_demo"]().override(
+        ["data.crop=8,8,12", "model.dropout=0", "model.blocks_down=1,1,1", "model.blocks_up=1,1",
+         f"model.kernels={kernels}"]
+    )  # fmt: skip
+    model = build_model(recipe)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    model.load_state_dict(plain.state_dict(), strict=True)
+    image = torch.randn(2, 4, 8, 8, 12, device=device)
+    same = kernels == "reference" or (kernels == "auto" and device == "cpu")
+    pairs = zip(logits_and_gradients(model, image), logits_and_gradients(plain, image), strict=True)
+    for found, expected in pairs:
+        if same:
+            assert torch.equal(found, expected)
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_kernels_are_no_part_of_a_runs_signature() -> None:
+    recipe = RECIPES["brats_segresnet"]()
+    assert recipe.override(["model.kernels=reference"]).signature == recipe.signature
+
+
+def test_fused_kernels_on_an_unable_device_are_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medkernels.dispatch.HAS_TRITON", False)
+    with pytest.raises(UserError, match=r"model\.kernels=fused can not run here \(triton is not installed\)"):
+        build_model(RECIPES["brats_segresnet"]().override(["model.kernels=fused"]))
+
+
 @pytest.mark.parametrize("name", ["brats_segresnet_demo", "brats_unetr_demo"])
 def test_four_channels_in_three_regions_out(name: str) -> None:
     model = build_model(RECIPES[name]().override(["data.crop=32,32,32"])).eval()

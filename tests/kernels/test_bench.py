@@ -1,0 +1,63 @@
+"""The benchmarks run, in tiny; without a GPU they refuse to measure and write nothing."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from medkernels import measurement
+
+BENCH = Path(__file__).parents[1] / "bench"
+KERNELS = sorted((Path(__file__).parents[2] / "kernels").glob("*/bench.py"))
+
+
+def load(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
+    spec = importlib.util.spec_from_file_location(f"bench_{script.parent.name}_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the benchmarks themselves run")
+@pytest.mark.parametrize("script", ["gpu_kernels.py", "gpu_step.py"])
+def test_a_smoke_run_takes_every_rival_and_writes_nothing(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measurement.RESULTS.read_bytes()
+    load(BENCH / script, monkeypatch).main(["--smoke"])
+    lines = capsys.readouterr().out.splitlines()
+    wanted = [path.parent.name for path in KERNELS] if script == "gpu_kernels.py" else ["segresnet_step"]
+    for kernel in wanted:
+        for rival in ("eager", "torch.compile", "fused"):
+            assert any(line.startswith(kernel) and rival in line for line in lines)
+    assert measurement.RESULTS.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "script",
+    [*KERNELS, BENCH / "gpu_step.py", BENCH / "gpu_kernels.py"],
+    ids=lambda path: f"{path.parent.name}_{path.stem}",
+)
+def test_without_a_gpu_nothing_is_measured(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="sees no CUDA device"):
+        load(script, monkeypatch).main([])
+
+
+def test_a_row_has_a_cell_for_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(csv.reader(measurement.RESULTS.read_text(encoding="utf-8").splitlines()))
+    assert tuple(rows[0]) == measurement.HEAD
+    monkeypatch.setattr(measurement, "RESULTS", tmp_path / "benchmarks.csv")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    measurement.append(["cell"] * 11)
+    (row,) = csv.reader((tmp_path / "benchmarks.csv").read_text(encoding="utf-8").splitlines())
+    assert len(row) == len(measurement.HEAD)
+    assert row[11] == "a device"
