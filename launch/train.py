@@ -15,10 +15,11 @@ from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe
 
 
-def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None = None,
+        profile: int = 0) -> dict[str, Any]:  # fmt: skip
     """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended.
 
-    Raises `Stopped` at the next step once `stop` says so.
+    Raises `Stopped` at the next step once `stop` says so. `profile` steps are recorded by torch's profiler.
     """
     import torch
 
@@ -32,7 +33,7 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
     try:
         opened = door.open_cache(cache)
         task = door.make_task(recipe, opened)
-        engine = Engine(recipe, task, task.split, out, ranks, stop)
+        engine = Engine(recipe, task, task.split, out, ranks, stop, profile)
         problem = ""
         if ranks.is_main:
             try:
@@ -133,14 +134,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="HDF5 cache made by launch/prepare.py")
     parser.add_argument("--out", type=Path, required=True, help="run folder; a run found there goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe field")
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="record steps with torch's profiler")
     options = parser.parse_args(argv)
     end_on_signals()
+    if options.profile < 0:
+        raise UserError(f"--profile {options.profile}: give how many steps to record.")
     recipe = find_recipe(options.recipe).override(options.set)
     if (options.out / "done.json").exists() and (options.out / "recipe.json").exists():
         open_run(recipe, DOORS[recipe.task].open_cache(options.cache), options.out)
         print(f"{options.out} is done already")
         return 0
-    done = run(recipe, options.cache, options.out)
+    done = run(recipe, options.cache, options.out, profile=options.profile)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in done["scores"].items())
     if scores and is_rank_0():
         print(f"{done['cases']} {done['part']} cases, {DOORS[recipe.task].WORDS}: {scores}", flush=True)

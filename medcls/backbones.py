@@ -47,7 +47,13 @@ def build_model(recipe: ClsRecipe, classes: int) -> nn.Module:
     """timm's network with `classes` outputs: image (B,3,H,W) -> logits (B,classes), fresh weights."""
     model = recipe.model
     options = {"mlp_ratio": model.mlp_ratio} if model.name == "vgg19" else {}
-    return timm().create_model(model.name, pretrained=False, num_classes=classes, drop_rate=model.dropout, **options)
+    net = timm().create_model(model.name, pretrained=False, num_classes=classes, drop_rate=model.dropout, **options)
+    if recipe.train.recompute:
+        try:
+            net.set_grad_checkpointing()
+        except (AssertionError, AttributeError):
+            raise UserError(f"timm's {model.name} can not recompute: --set train.recompute=false.") from None
+    return net
 
 
 def weights_file(model: ClsModel) -> Path | None:

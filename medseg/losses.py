@@ -33,6 +33,19 @@ def _soft_dice() -> torch.nn.Module:
     return DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-5)
 
 
+def supervised_loss(logits: torch.Tensor, label_BDHW: torch.Tensor, label_map: LabelMap, kind: str,
+                    kernels: Impl = "auto") -> torch.Tensor:  # fmt: skip
+    """`region_loss` of logits (B,K,D,H,W), or of (B,N,K,D,H,W) with weights 1, 1/2, 1/4, ... that sum to one (Isensee
+    2021: deep supervision).
+    """
+    if logits.ndim == 5:
+        return region_loss(logits, label_BDHW, label_map, kind, kernels)
+    weights = [0.5**n for n in range(logits.shape[1])]
+    losses = [w * region_loss(level, label_BDHW, label_map, kind, kernels) for w, level in
+              zip(weights, logits.unbind(1), strict=True)]  # fmt: skip
+    return torch.stack(losses).sum() / sum(weights)
+
+
 def region_loss(logits_BKDHW: torch.Tensor, label_BDHW: torch.Tensor, label_map: LabelMap, kind: str,
                 kernels: Impl = "auto") -> torch.Tensor:  # fmt: skip
     """Mean over samples and regions of 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)), plus binary cross-entropy if asked.

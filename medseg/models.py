@@ -7,48 +7,108 @@ from medkernels.dispatch import Impl, device_refusal
 from medkernels.group_norm_relu import GroupNormReLU
 from medseg.recipes import SegRecipe, window_of
 from medtrain.errors import UserError
+from medtrain.strategy import recompute
 
 CHANNELS, REGIONS = 4, 3
 
 
 def build_model(recipe: SegRecipe) -> nn.Module:
-    """SegResNet (Myronenko 2018) or UNETR (Hatamizadeh 2022), image (B,4,D,H,W) -> region logits (B,3,D,H,W)."""
+    """The recipe's network, image (B,4,D,H,W) -> region logits (B,3,D,H,W); with deep supervision, in training,
+    (B,1+levels,3,D,H,W), the finest first. Raises UserError where the fields do not fit each other.
+    """
+    makers = {"segresnet": _segresnet, "unetr": _unetr, "swinunetr": _swinunetr, "dynunet": _dynunet}
+    net, blocks = makers[recipe.model.name](recipe)
+    if recipe.train.recompute:
+        recompute(module for module in net.modules() if isinstance(module, blocks))
+    return net
+
+
+Built = tuple[nn.Module, tuple[type[nn.Module], ...]]  # a network, and the blocks whose activations may be recomputed
+
+
+def _divisible(recipe: SegRecipe, multiple: int, name: str) -> None:
+    crop, window = recipe.data.crop, window_of(recipe)
+    if any(side % multiple for side in (*crop, *window)):
+        raise UserError(
+            f"{name} needs crop and window sides that are multiples of {multiple}, not {crop} and {window}: "
+            "--set data.crop or evaluate.window."
+        )
+
+
+def _unetr(recipe: SegRecipe) -> Built:
+    """UNETR (Hatamizadeh 2022)."""
+    from monai.networks.blocks.transformerblock import TransformerBlock
     from monai.networks.nets import UNETR
+
+    model, crop = recipe.model, recipe.data.crop
+    if any(side % 16 for side in crop) or model.hidden % model.heads:
+        raise UserError(f"UNETR needs crop sides that are multiples of 16 and hidden % heads = 0, not {crop}.")
+    if window_of(recipe) != crop:
+        raise UserError(f"UNETR needs evaluate.window to be its crop {crop}: --set evaluate.window=0,0,0.")
+    net = UNETR(
+        CHANNELS, REGIONS, img_size=crop, feature_size=model.feature, hidden_size=model.hidden,
+        mlp_dim=model.mlp, num_heads=model.heads, norm_name="instance", res_block=True,
+        dropout_rate=model.dropout,
+    )  # fmt: skip
+    for block in net.vit.blocks:
+        # MONAI makes it whether it is used or not, and DDP would wait for its gradient
+        block.norm_cross_attn.requires_grad_(False)
+    return net, (TransformerBlock,)
+
+
+def _segresnet(recipe: SegRecipe) -> Built:
+    """SegResNet (Myronenko 2018), with its norms and its decoder as kernels where they run."""
+    from monai.networks.blocks.segresnet_block import ResBlock
 
     from medseg.segresnet import KernelSegResNet
 
-    model, crop = recipe.model, recipe.data.crop
-    window = window_of(recipe)
+    model = recipe.model
     if model.kernels == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
         raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
-    if model.name == "unetr":
-        if any(side % 16 for side in crop) or model.hidden % model.heads:
-            raise UserError(f"UNETR needs crop sides that are multiples of 16 and hidden % heads = 0, not {crop}.")
-        if window != crop:
-            raise UserError(f"UNETR needs evaluate.window to be its crop {crop}: --set evaluate.window=0,0,0.")
-        net = UNETR(
-            CHANNELS, REGIONS, img_size=crop, feature_size=model.feature, hidden_size=model.hidden,
-            mlp_dim=model.mlp, num_heads=model.heads, norm_name="instance", res_block=True,
-            dropout_rate=model.dropout,
-        )  # fmt: skip
-        for block in net.vit.blocks:
-            # MONAI makes it whether it is used or not, and DDP would wait for its gradient
-            block.norm_cross_attn.requires_grad_(False)
-        return net
-    multiple = 2 ** (len(model.blocks_down) - 1)
     if model.filters % 8 or len(model.blocks_up) != len(model.blocks_down) - 1:
         raise UserError("SegResNet needs model.filters in eights and one model.blocks_up less than model.blocks_down.")
-    if any(side % multiple for side in (*crop, *window)):
-        raise UserError(
-            f"SegResNet needs crop and window sides that are multiples of {multiple}, not {crop} and {window}: "
-            "--set data.crop or evaluate.window."
-        )
-    segresnet = KernelSegResNet(
+    _divisible(recipe, 2 ** (len(model.blocks_down) - 1), "SegResNet")
+    net = KernelSegResNet(
         init_filters=model.filters, in_channels=CHANNELS, out_channels=REGIONS, blocks_down=model.blocks_down,
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
     )  # fmt: skip
-    segresnet.kernels = model.kernels
-    return fuse_norms(segresnet, model.kernels)
+    net.kernels = model.kernels
+    return fuse_norms(net, model.kernels), (ResBlock,)
+
+
+def _swinunetr(recipe: SegRecipe) -> Built:
+    """SwinUNETR (Hatamizadeh 2022)."""
+    from monai.networks.nets import SwinUNETR
+    from monai.networks.nets.swin_unetr import SwinTransformerBlock
+
+    if recipe.model.feature % 12:
+        raise UserError(
+            f"SwinUNETR needs model.feature in twelves, not {recipe.model.feature}: --set model.feature=48."
+        )
+    _divisible(recipe, 32, "SwinUNETR")
+    net = SwinUNETR(CHANNELS, REGIONS, feature_size=recipe.model.feature, drop_rate=recipe.model.dropout)
+    return net, (SwinTransformerBlock,)
+
+
+def _dynunet(recipe: SegRecipe) -> Built:
+    """The plain U-Net of nnU-Net (Isensee 2021) as MONAI's DynUNet."""
+    from monai.networks.blocks.dynunet_block import UnetBasicBlock
+    from monai.networks.nets import DynUNet
+
+    model = recipe.model
+    if not model.levels >= 3 or model.supervised > model.levels - 2:
+        raise UserError(
+            f"DynUNet needs model.levels of at least 3 and model.supervised of at most {max(0, model.levels - 2)} "
+            f"for {model.levels} levels."
+        )
+    _divisible(recipe, 2 ** (model.levels - 1), "DynUNet")
+    strides = [1] + [2] * (model.levels - 1)
+    net = DynUNet(
+        3, CHANNELS, REGIONS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],
+        filters=[min(320, model.filters * 2**n) for n in range(model.levels)], dropout=model.dropout or None,
+        deep_supervision=model.supervised > 0, deep_supr_num=max(1, model.supervised),
+    )  # fmt: skip
+    return net, (UnetBasicBlock,)
 
 
 def fuse_norms(net: nn.Module, impl: Impl) -> nn.Module:

@@ -61,7 +61,7 @@ class SegTask:
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """Mean loss over a batch."""
         kernels = self.recipe.model.kernels
-        return losses.region_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss, kernels)
+        return losses.supervised_loss(outputs, batch.label_BDHW, self.label_map, self.recipe.loss, kernels)
 
     def parameter_groups(self, model: nn.Module) -> list[Group]:
         """One group: these networks are trained from scratch."""

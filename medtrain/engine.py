@@ -1,6 +1,7 @@
 """The loop: draw a batch, step, say how it goes, validate, save. Knows no task and no launcher."""
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +17,12 @@ from medtrain.distributed import Ranks
 from medtrain.ema import Ema
 from medtrain.errors import Failed, Stopped, UserError
 from medtrain.meter import Meter
+from medtrain.profiling import Profile, shares
 from medtrain.recipe import Recipe
-from medtrain.results import CaseRow
+from medtrain.results import CaseRow, to_markdown
 from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
+from medtrain.selftest import check_convolutions
 from medtrain.strategy import Forward, Group, make_strategy
 from medtrain.tracker import Tracker
 from medtrain.writer import Writer
@@ -37,7 +40,7 @@ class Task(Protocol):
         """Its trainable parameters, with `lr_scale` and `frozen_epochs` a group."""
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Mean loss over a batch; `outputs` are float32."""
+        """Mean loss over a batch; `outputs` are as `Strategy.forward` gives them, in float32."""
 
     def predictions(
         self, forward: Forward, cases: Sequence[str], *, thorough: bool
@@ -70,10 +73,11 @@ class Engine:
     """One member's training on this rank.
 
     `stop` is asked after every step; once it says yes on any rank, all save and leave training with `Stopped`.
+    `profile` steps are recorded by torch's profiler, on rank 0.
     """
 
     def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks,
-                 stop: Callable[[], bool] | None = None):  # fmt: skip
+                 stop: Callable[[], bool] | None = None, profile: int = 0):  # fmt: skip
         train = recipe.train
         share = train.accumulate * ranks.world
         if train.batch < share or train.batch % share:
@@ -86,6 +90,7 @@ class Engine:
         torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
         model = task.build_model()
         self.strategy = make_strategy(model, task.parameter_groups(model), recipe, ranks)
+        check_convolutions(self.strategy.precision, ranks.device)
         self.ema = Ema(self.strategy.model, recipe.optim.ema) if recipe.optim.ema else None
         self.steps_per_epoch = task.epoch_length() / train.batch
         self.total = max(1, math.ceil(train.epochs * self.steps_per_epoch - 1e-9))
@@ -94,6 +99,7 @@ class Engine:
         self.saved_at = time.monotonic()
         self.writer = Writer()
         self.stop = stop
+        self.profile = Profile(run, profile, ranks.device) if profile and ranks.is_main else None
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -105,8 +111,11 @@ class Engine:
         self.tracker.beat(self.step, self.epoch, scores=known)
         try:
             if self.step < self.total:
+                gc.disable()  # ranks would collect at different steps and wait for each other
                 self._train_steps(self.tracker)
+                self.tracker.say(f"parts of a step: {shares(self.meter.spent)}")
         finally:
+            gc.enable()
             self.writer.wait()  # whatever happened, what was to be saved is on the disk
         distributed.barrier()
 
@@ -115,8 +124,9 @@ class Engine:
         stream = Stream(train.seed, self.task.epoch_length(), train.batch, train.accumulate, self.ranks.world,
                         self.ranks.rank, self.step)  # fmt: skip
         loader = self.task.loader(stream, self.ranks.device)
-        meter = Meter(self.ranks)
+        self.meter = meter = Meter(self.ranks)
         self.strategy.train_mode()
+        gc.collect()
         while self.step < self.total:
             lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch, self.scores)
             self.strategy.freeze(self.epoch)
@@ -124,7 +134,11 @@ class Engine:
             meter.add(loss, lost, train.batch)
             tracker.advance(meter.note)
             distributed.pulse(self.step)
+            if self.profile and self.profile.step():
+                tracker.say(to_markdown(self.profile.table()) + f"trace in {self.profile.folder}")
+                self.profile = None
             if self.step % train.log_every == 0 or self.step == self.total:
+                gc.collect(1)
                 tracker.scalars(self.step, {**meter.read(), "train/lr": lr, "train/epoch": self.epoch})
                 if meter.row >= train.max_skipped:
                     self._give_up(meter.row)
@@ -170,18 +184,21 @@ class Engine:
         torch.manual_seed(step_seed(train.seed, self.step, self.ranks.rank))
         total = torch.zeros((), device=self.ranks.device)
         for micro in range(train.accumulate):
-            with meter.waiting():
+            with meter.timed("data"):
                 batch = next(loader).to(self.ranks.device)
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else strategy.accumulating():
-                outputs = strategy.forward(batch.inputs)
-                loss = self.task.loss(outputs.float(), batch) / train.accumulate
-                strategy.backward(loss)
+                with meter.timed("forward"):
+                    outputs = strategy.forward(batch.inputs)
+                    loss = self.task.loss(outputs, batch) / train.accumulate
+                with meter.timed("backward"):
+                    strategy.backward(loss)
             total += loss.detach()
-        lost = strategy.step(lr)
+        with meter.timed("optimizer"):
+            lost = strategy.step(lr)
+            if self.ema:
+                self.ema.update(self.step + 1)
         self.step += 1
-        if self.ema:
-            self.ema.update(self.step)
         return total, lost
 
     @property

@@ -56,6 +56,9 @@ class Train:
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
     deepspeed: str = ""  # a JSON file with more of DeepSpeed's settings
+    compile: Literal["off", "on", "try"] = field(default="off", metadata=NO_EFFECT)  # try: without where it fails
+    channels_last: bool = field(default=False, metadata=NO_EFFECT)
+    recompute: bool = field(default=False, metadata=NO_EFFECT)  # blocks' activations in the backward pass: less memory
     seed: int = within(0, 0)
     deterministic: bool = False
     validate_every: int = within(1, 1)  # epochs

@@ -1,14 +1,17 @@
 """How gradients become steps: alone or over ranks, in mixed precision."""
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
@@ -54,6 +57,18 @@ def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward
     return forward
 
 
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Let blocks keep no activations for the backward pass, but compute them again there (activation checkpointing)."""
+    for block in blocks:
+        block.forward = partial(_recomputed, block, block.forward)
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpointed(forward, *inputs, use_reentrant=False, **named)
+    return forward(*inputs, **named)
+
+
 def one_group(model: nn.Module) -> list[Group]:
     """Every trainable parameter under the recipe's own learning rate, from the first step on."""
     return [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0, "frozen_epochs": 0}]
@@ -72,6 +87,21 @@ def make_optimizer(optim: Optim, groups: Sequence[Group], device: torch.device) 
         return sgd
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
     return kind(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
+
+
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """Channels last for the model's own number of dimensions."""
+    volumes = any(parameter.ndim == 5 for parameter in model.parameters())
+    return torch.channels_last_3d if volumes else torch.channels_last
+
+
+def compiled(model: nn.Module) -> Callable[..., Any]:
+    """torch.compile, with what it makes kept in $TORCHINDUCTOR_CACHE_DIR, or in the home folder, for later jobs."""
+    home = Path("~/.cache/medtrain/compiled").expanduser()
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home))
+    return torch.compile(model)
 
 
 class Statistics:
@@ -114,11 +144,16 @@ class Single:
         self.precision = precision_for(recipe, ranks.device)
         self.device = ranks.device
         self.clip_norm = recipe.optim.clip_norm
+        self.layout = layout_of(model) if recipe.train.channels_last else torch.contiguous_format
+        self.compiling = recipe.train.compile
         self.model = model.to(ranks.device)
+        if recipe.train.channels_last:
+            self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
+        self.called: Callable[..., Any] = compiled(self.wrapped) if self.compiling != "off" else self.wrapped
 
     def train_mode(self) -> None:
         """Training mode, but evaluation mode for layers whose parameters are frozen: their statistics stay."""
@@ -144,10 +179,21 @@ class Single:
     def sync_buffers(self) -> None:
         """Make the buffers (such as running statistics) of every rank those of rank 0."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The network in training, in mixed precision."""
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """The network's outputs in training, computed in mixed precision, in float32."""
         with self.autocast():
-            return self.wrapped(inputs)
+            inputs = inputs.contiguous(memory_format=self.layout)
+            if self.compiling != "try":
+                return self.called(inputs).float()
+            try:
+                outputs = self.called(inputs)
+            except Exception as error:  # compilers fail in many ways
+                first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+                print(f"note: not compiled ({type(error).__name__}: {first}); the run goes on without", flush=True)
+                self.called = self.wrapped
+                outputs = self.called(inputs)
+            self.compiling = "on"
+            return outputs.float()
 
     def evaluated(self) -> nn.Module:
         """The network as evaluation calls it, under `autocast`; whole on every rank."""
@@ -230,6 +276,8 @@ class Ddp(Single):
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True,
                                                find_unused_parameters=self.deterministic)  # fmt: skip
+        # compiled outside of the wrapper, so that graphs end where a bucket of gradients is ready
+        self.called = compiled(self.wrapped) if self.compiling != "off" else self.wrapped
 
     def freeze(self, epoch: float) -> bool:
         changed = super().freeze(epoch)

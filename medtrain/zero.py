@@ -83,6 +83,8 @@ def check(recipe: Recipe, groups: Sequence[Group]) -> None:
     train = recipe.train
     if train.zero == 3 and recipe.optim.ema:
         raise UserError("train.zero=3 shares the weights out, and optim.ema needs them whole: --set optim.ema=0.")
+    if train.compile == "on":
+        raise UserError("train.strategy=deepspeed is not compiled: --set train.compile=off.")
     if train.offload and train.zero == 0:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
     if train.zero and any(group["frozen_epochs"] for group in groups):
@@ -119,7 +121,7 @@ class DeepSpeed(Single):
             model=self.model, optimizer=self.optimizer, config=configuration(recipe, ranks.world, self.precision),
             dist_init_required=False,
         )  # fmt: skip
-        self.wrapped = self.engine
+        self.wrapped = self.called = self.engine
         self._boundary, self._lost = True, False
         if self.stage:
             self._prepare_states()
@@ -140,7 +142,9 @@ class DeepSpeed(Single):
         return list(getattr(self.inner, name))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.engine(inputs)  # in mixed precision by its own settings
+        return self.engine(
+            inputs.contiguous(memory_format=self.layout)
+        ).float()  # in mixed precision by its own settings
 
     def evaluated(self) -> nn.Module:
         """The network for evaluation, whole on every rank; collective."""

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from monai.networks.nets import UNETR, SegResNet
+from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 
 from medseg.labels import KNOWN
-from medseg.losses import region_loss, region_targets
+from medseg.losses import region_loss, region_targets, supervised_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
 from medtrain.errors import UserError
@@ -102,3 +102,65 @@ def test_loss_is_finite_without_tumour() -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
+
+
+def test_swinunetr_and_dynunet_are_monais() -> None:
+    swin = build_model(RECIPES["brats_swinunetr_demo"]())
+    SwinUNETR(4, 3, feature_size=12).load_state_dict(swin.state_dict(), strict=True)
+    dyn = build_model(RECIPES["brats_dynunet_demo"]())
+    plain = DynUNet(3, 4, 3, kernel_size=[3] * 4, strides=[1, 2, 2, 2], upsample_kernel_size=[2] * 3,
+                    filters=[8, 16, 32, 64], deep_supervision=True, deep_supr_num=2)  # fmt: skip
+    plain.load_state_dict(dyn.state_dict(), strict=True)
+
+
+def test_deep_supervision_weighs_levels_by_halves() -> None:
+    recipe = RECIPES["brats_dynunet_demo"]().override(["data.crop=16,16,16"])
+    model = build_model(recipe).train()
+    image, label = torch.randn(1, 4, 16, 16, 16), torch.randint(0, 4, (1, 16, 16, 16), dtype=torch.uint8)
+    logits = model(image)
+    assert logits.shape == (1, 3, 3, 16, 16, 16)
+    parts = [float(region_loss(level, label, KNOWN["msd"], "dice_bce")) for level in logits.unbind(1)]
+    found = float(supervised_loss(logits, label, KNOWN["msd"], "dice_bce"))
+    assert found == pytest.approx((parts[0] + parts[1] / 2 + parts[2] / 4) / 1.75)
+    assert model.eval()(image).shape == (1, 3, 16, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["segresnet", "unetr", "swinunetr", "dynunet"])
+def test_recomputing_saves_less_and_changes_nothing(name: str) -> None:
+    sets = ["data.crop=64,32,32", "model.dropout=0"]
+    image = torch.randn(1, 4, 64, 32, 32)
+    found = []
+    for recompute in ("false", "true"):
+        torch.manual_seed(0)
+        model = build_model(RECIPES[f"brats_{name}_demo"]().override([*sets, f"train.recompute={recompute}"]))
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model.train()(image)
+        outputs.square().mean().backward()
+        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        found.append((sum(kept.values()), gradients))
+    (plain_bytes, plain), (fewer_bytes, again) = found
+    assert fewer_bytes < 0.9 * plain_bytes
+    assert plain.keys() == again.keys()
+    for key in plain:
+        torch.testing.assert_close(again[key], plain[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "words"),
+    [
+        ("brats_swinunetr_demo", ("model.feature=10",), "in twelves"),
+        ("brats_swinunetr_demo", ("data.crop=48,48,48",), "multiples of 32"),
+        ("brats_dynunet_demo", ("model.supervised=3",), "at most 2"),
+        ("brats_dynunet_demo", ("model.levels=2", "model.supervised=0"), "at least 3"),
+        ("brats_dynunet_demo", ("data.crop=20,20,20",), "multiples of 8"),
+    ],
+)
+def test_fields_that_do_not_fit(recipe: str, sets: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_model(RECIPES[recipe]().override(list(sets)))

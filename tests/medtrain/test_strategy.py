@@ -1,11 +1,14 @@
 """Precision by hardware, clipping, and the optimisers by name."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from medseg.models import build_model
 from medseg.recipes import SegRecipe
+from medtrain import strategy as strategies
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
 from medtrain.strategy import Single, make_optimizer, make_strategy, one_group, precision_for
@@ -98,3 +101,51 @@ def test_sgd_starts_as_torchs(tiny: Tiny) -> None:
         theirs.step()
         theirs.zero_grad()
     assert torch.equal(model.weight, plain.weight)
+
+
+def test_channels_last_changes_the_layout_only(tiny: Tiny) -> None:
+    recipe = tiny("optim.name=sgd", "optim.clip_norm=0")
+    image = torch.randn(1, 4, 32, 32, 32)
+    found = []
+    for layout in ("false", "true"):
+        torch.manual_seed(0)
+        model = build_model(recipe)
+        strategy = Single(model, one_group(model), recipe.override([f"train.channels_last={layout}"]), CPU)
+        seen: list[torch.Tensor] = []
+        model.convInit.register_forward_hook(lambda m, i, o, seen=seen: seen.append(i[0]))
+        strategy.backward(strategy.forward(image).square().mean())
+        strategy.step(0.1)
+        found.append((seen[0].is_contiguous(memory_format=torch.channels_last_3d), model.state_dict()))
+    assert [last for last, _ in found] == [False, True]
+    for a, b in zip(found[0][1].values(), found[1][1].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    strategy = Single(model, one_group(model), tiny("train.compile=on"), CPU)
+    inputs = torch.randn(3, 8)
+    torch.testing.assert_close(strategy.forward(inputs), model(inputs))
+    assert any(tmp_path.rglob("*.so"))  # what later jobs find
+
+
+def test_a_compiler_that_fails_is_fallen_back_from_by_choice(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: torch.nn.Module) -> Callable[..., torch.Tensor]:
+        def call(*inputs: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(strategies, "compiled", broken)
+    model = torch.nn.Linear(8, 2)
+    inputs = torch.randn(3, 8)
+    strategy = Single(model, one_group(model), tiny("train.compile=try"), CPU)
+    assert torch.equal(strategy.forward(inputs), model(inputs))
+    assert "not compiled (RuntimeError: no compiler here)" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="no compiler"):
+        Single(model, one_group(model), tiny("train.compile=on"), CPU).forward(inputs)
