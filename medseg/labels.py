@@ -65,7 +65,7 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
     """Read a label map from a dataset.json's `labels` ({"1": "edema", ...}); None where the words do not tell."""
     found: dict[str, int] = {}
     for code, words in names.items():
-        if not code.isdecimal():
+        if not (code.isdecimal() and len(code) < 10):
             return None
         text = str(words).lower()
         if "edema" in text or "ed" in text.split():
@@ -74,8 +74,8 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
             found["core"] = int(code)
         elif "enhanc" in text or text in ("et", "at"):
             found["enhancing"] = int(code)
-    if len(found) != 3 or len(set(found.values())) != 3:
-        return None
+    if len(found) != 3 or len(set(found.values())) != 3 or not all(1 <= code <= 255 for code in found.values()):
+        return None  # labels are stored as bytes, and 0 is what is no tumour
     for known in KNOWN.values():
         if (known.edema, known.core, known.enhancing) == (found["edema"], found["core"], found["enhancing"]):
             return known
