@@ -15,8 +15,9 @@ import numpy as np
 from medcls import images, keypoints
 from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_pairs
 from medcls.folders import ImageFolder, read_folders
+from medtrain import hdf5
 from medtrain.errors import UserError
-from medtrain.files import replacing, write_text
+from medtrain.files import leaves, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
@@ -158,12 +159,11 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
     paths, bad, converted = [], [], []
     for path, _ in files:
         try:
-            made = images.examine((Path(root) / path).read_bytes())
+            if (Path(root) / path).is_symlink() and leaves(Path(root), Path(root) / path):
+                raise images.BadImage("a link that leaves the data folder")
+            made = images.examine(images.read_file(Path(root) / path))
         except images.BadImage as error:
             bad.append([path, str(error)])
-            continue
-        except (FileNotFoundError, PermissionError) as error:
-            bad.append([path, error.strerror or type(error).__name__])
             continue
         except OSError as error:  # a fault of the disk or network, not of the file: not to be remembered
             raise UserError(f"{Path(root) / path} can not be read ({error.strerror}): run it again.") from None
@@ -207,8 +207,12 @@ def _images(part: Path, files: dict[str, int]) -> Images:
 def _whole(part: Path) -> bool:
     try:
         with h5py.File(part) as file:
-            return "facts" in file
-    except OSError:
+            lengths, known = file["length"][()], json.loads(file["facts"][()].tobytes())
+            count = len(known["paths"])
+            columns = ("size", "digest", "checksum", "hashes", "places", "descriptors", "histogram")
+            same = {len(file[name]) for name in columns} | {len(lengths), count} == {count}
+            return bool(same and lengths.sum() == file["bytes"].size and isinstance(known["bad"], list))
+    except hdf5.FAULTS:
         return False
 
 

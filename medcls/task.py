@@ -23,6 +23,7 @@ from medtrain.image_cache import ImageCache
 from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream, TooFewGroups, split_groups
+from medtrain.sources import told
 from medtrain.strategy import Group
 
 
@@ -129,20 +130,22 @@ class ClsTask:
         for batch in self._loader(self.split.train, stream, stream.micro_batch, device):
             yield mixed(batch.to(device)) if self.recipe.augment.mixup else batch.to(device)
 
-    def _loader(self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device) -> ImageLoader:
+    def _loader(
+        self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device
+    ) -> Iterator[ImageBatch]:
         recipe = self.recipe
         augment = recipe.augment if stream else Augment(flip=0.0)
         in_workers = stream is not None and device.type == "cpu"
         source = ImageSource(
             cache=str(self.cache.path), images=np.array([self._index[case] for case in cases], np.int64),
             targets=np.array([self._target[case] for case in cases], np.int64), augment=augment, stream=stream,
-            size=recipe.data.size if in_workers else 0,
+            size=recipe.data.size if in_workers else 0, verify=recipe.data.verify,
         )  # fmt: skip
-        return ImageLoader(
+        return told(ImageLoader(
             source, batch=batch, size=recipe.data.size, operations=augment.operations, mean=self.mean, std=self.std,
             decoded=in_workers, workers=recipe.train.workers if stream else 0,
             threads=max(1, recipe.train.workers), device=device,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def judged(self) -> list[tuple[str, tuple[str, ...]]]:
         """Validation rows are kept too: the ensemble's weights come from them."""

@@ -35,8 +35,11 @@ class LabelMap:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Read `to_dict`'s value back."""
-        return cls(str(value["name"]), int(value["edema"]), int(value["core"]), int(value["enhancing"]))
+        """Read `to_dict`'s value back; raises KeyError, TypeError or ValueError where it is none."""
+        codes = [int(value[role]) for role in ("edema", "core", "enhancing")]
+        if len(set(codes)) != 3 or not all(1 <= code <= 255 for code in codes):
+            raise ValueError(f"codes {codes}")
+        return cls(str(value["name"]), *codes)
 
     def regions(self, label: np.ndarray) -> np.ndarray:
         """Region masks (3, *shape) bool in the order of REGIONS from raw codes (*shape)."""

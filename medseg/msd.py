@@ -15,7 +15,7 @@ from medseg.labels import KNOWN, LabelMap, from_names
 from medseg.nifti import read_nifti
 from medtrain.errors import UserError
 from medtrain.files import leaves, parse_json
-from medtrain.wording import listed, shown
+from medtrain.wording import listed, plain, shown
 
 CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
 # File endings of BraTS case folders (up to 2021, and from 2023), in the order of CHANNELS.
@@ -159,7 +159,7 @@ def case_id(path: Path) -> str:
 
 def _usable(name: str, path: Path) -> str:
     """A case's name is a file's, a group's in the cache and a line's in tables."""
-    if name in ("", ".", "..") or not name.isprintable():
+    if name in ("", ".", "..") or not plain(name):
         raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
     return name
 

@@ -128,7 +128,7 @@ def _offset(header: Any) -> int:
     return int(offset)
 
 
-def _scale(header: Any) -> tuple[np.ndarray, np.ndarray]:
+def _scale(header: Any) -> tuple[Any, Any]:
     """Slope and intercept; nibabel writes NaN for both where there are none, 0 is the standard's way to say so."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or (math.isnan(slope) and math.isnan(inter)):

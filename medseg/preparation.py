@@ -5,6 +5,7 @@ Legend of shapes: C channels, X Y Z the file's voxel axes, D H W canonical axes.
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import zlib
@@ -27,13 +28,17 @@ from medseg.geometry import (
 )
 from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
+from medseg.nifti import MOST_VOXELS
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
+from medtrain.recipe import within
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
 VOXELS_KEPT = 2000
+# Nothing is resampled finer: no scanner sees it, and no memory holds it.
+LEAST_MM = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Preparation:
     `spacing_mm` 0 keeps each scan's own spacing. Raise `version` whenever the arithmetic changes.
     """
 
-    spacing_mm: float = 0.0
+    spacing_mm: float = within(0.0, 0, below=100)
     compressed: bool = False
     version: int = 1
 
@@ -62,6 +67,11 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
     odd = None if label is None else enhancement(image, native, label_map)
     voxel_mm = np.abs(nib.affines.voxel_sizes(scan.affine))[np.argsort(flips_axes[:, 0])]
     size = resampled_size(native.shape, voxel_mm, how.spacing_mm) if how.spacing_mm else native.shape
+    if image.shape[0] * math.prod(size) > MOST_VOXELS:
+        raise UserError(
+            f"case {case_id} would have {math.prod(size):,} voxels at {how.spacing_mm:g} mm: correct its header's "
+            "voxel size, or give a coarser --spacing-mm."
+        )
     arrays: dict[str, np.ndarray] = {}
     small = native
     if tuple(size) != native.shape:

@@ -5,8 +5,10 @@ Legend of shapes: C channels, D H W voxels along the canonical axes.
 
 import hashlib
 import json
+import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from medtrain import hdf5
 from medtrain.errors import UserError
 from medtrain.files import replacing
+from medtrain.wording import plain, shown
 
 FORMAT = "medtrain-cache"
 VERSION = 1
@@ -58,7 +62,7 @@ def part_fits(path: Path, recipe: str) -> bool:
     try:
         with h5py.File(path) as file:
             return bool(file.attrs["recipe"] == recipe)
-    except (OSError, KeyError):
+    except hdf5.FAULTS:
         return False
 
 
@@ -106,44 +110,79 @@ def assemble(
                     group.attrs[key] = source.attrs[key]
 
 
+# Type and axes of a case's arrays by the beginning of their names.
+ARRAYS = {"image": ("f2", 4), "label": ("u1", 3), "voxels_": ("i2", 2)}
+
+
 class Cache:
     """An opened cache; read-only, safe to open in any number of processes. Errors are UserErrors naming the file.
 
     Contiguous arrays are read through one memory map of the file, so processes share the page cache and hold no
-    copy; compressed ones go through h5py.
+    copy; compressed ones go through h5py. With `verify`, a case's bytes are compared with its checksum before any of
+    them is used.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, verify: bool = False):
         self.path = Path(path)
         self.file = open_file(self.path, "volume")
+        try:
+            self._read_facts()
+        except hdf5.FAULTS as error:
+            self.file.close()
+            raise UserError(f"{self.path} is damaged ({shown(error, 80)}): prepare it again.") from None
+        self.verifying = verify
+        self._verified: set[str] = set()
+        self._views: dict[tuple[str, str], Any] = {}
+
+    def _read_facts(self) -> None:
         self.channels: list[str] = json.loads(self.file.attrs["channels"])
         self.labels: dict[str, Any] = json.loads(self.file.attrs["labels"])
         self.spacing_mm = float(self.file.attrs["spacing_mm"])
         self.preparation: dict[str, Any] = json.loads(self.file.attrs["preparation"])
-        self.ids: list[str] = sorted(self.file["cases"])
-        self._views: dict[tuple[str, str], Any] = {}
+        kinds = ((self.channels, list), (self.labels, dict), (self.preparation, dict))
+        if not all(isinstance(value, kind) for value, kind in kinds) or not 0 <= self.spacing_mm < math.inf:
+            raise ValueError("its attributes are of another type")
+        self._cases = hdf5.group(self.file, "cases")
+        self.ids: list[str] = sorted(self._cases)
+        if not all(map(plain, self.ids)):
+            raise ValueError("the name of a case can not be printed")
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
 
     @property
     def fingerprint(self) -> str:
         """A hash of every case's name and checksum: tells whether two caches hold the same data."""
-        pairs = [(case, str(self._group(case).attrs["checksum"])) for case in self.ids]
+        pairs = [(case, str(self._fact(case, "checksum"))) for case in self.ids]
         return hashlib.blake2b(json.dumps([self.labels, pairs], sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def array(self, case: str, name: str) -> Any:
         """An array of a case without reading it: a view of the memory map, or an h5py dataset if compressed."""
         key = (case, name)
         if key not in self._views:
-            dataset = self._group(case)[name]
-            offset = dataset.id.get_offset()
-            if offset is None or dataset.size == 0:
-                self._views[key] = dataset
-            else:
-                self._views[key] = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset).reshape(
-                    dataset.shape
-                )
+            if self.verifying and case not in self._verified:
+                if not self.intact(case):
+                    raise UserError(f"{self.path}: the bytes of case {case} have changed: prepare it again.")
+                self._verified.add(case)
+            with self._reading(case):
+                self._views[key] = self._view(case, name)
         return self._views[key]
+
+    def _view(self, case: str, name: str) -> Any:
+        kind, axes = next(value for key, value in ARRAYS.items() if name.startswith(key))
+        dataset = hdf5.dataset(self._group(case), name, kind, axes, len(self._map))
+        offset = dataset.id.get_offset()
+        view: Any = dataset
+        if offset is not None and dataset.size:
+            view = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset).reshape(dataset.shape)
+        if name == "image" and view.shape[0] != len(self.channels):
+            raise ValueError(f"{view.shape[0]} channels")
+        if name == "label" and view.shape != self.array(case, "image").shape[1:]:
+            raise ValueError(f"label has shape {view.shape}, unlike the image")
+        if name.startswith("voxels_") and view.size:
+            voxels = view[...]
+            if voxels.shape[1] != 3 or voxels.min() < 0 or (voxels.max(0) >= self.array(case, "image").shape[1:]).any():
+                raise ValueError(f"{name} lie outside of the image")
+        return view
 
     def has(self, case: str, name: str) -> bool:
         """Whether the case holds an array of that name."""
@@ -151,33 +190,55 @@ class Cache:
 
     def facts(self, case: str) -> dict[str, Any]:
         """The JSON facts stored with a case."""
-        return json.loads(self._group(case).attrs["facts"])
+        with self._reading(case):
+            return dict(json.loads(self._fact(case, "facts")))
 
     def read(self, case: str, name: str) -> np.ndarray:
         """A whole array of a case, as a copy in memory."""
-        return np.array(self.array(case, name)[...])
+        source = self.array(case, name)
+        with self._reading(case):
+            return np.array(source[...])
 
     def patch(self, case: str, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The box [start, stop) of the last three axes, as a contiguous copy; the box must lie in the volume."""
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         source = self.array(case, name)
-        return np.ascontiguousarray(source[(..., *box)])
+        with self._reading(case):
+            return np.ascontiguousarray(source[(..., *box)])
 
     def verify(self) -> Iterator[tuple[str, bool]]:
         """Yield (case, whether its bytes are those that were written)."""
         for case in self.ids:
+            yield case, self.intact(case)
+
+    def intact(self, case: str) -> bool:
+        """Whether a case's bytes are those that were written."""
+        try:
             group = self._group(case)
-            try:
-                found = checksum((name, group[name][...]) for name in group)
-            except OSError:
-                found = "unreadable"
-            yield case, found == group.attrs["checksum"]
+            views = ((name, self._view(case, name)) for name in group)
+            return bool(checksum((name, view[...]) for name, view in views) == group.attrs["checksum"])
+        except (UserError, StopIteration, *hdf5.FAULTS):
+            return False
+
+    def _fact(self, case: str, name: str) -> Any:
+        group = self._group(case)
+        with self._reading(case):
+            return group.attrs[name]
 
     def _group(self, case: str) -> Any:
+        if case not in self._cases:
+            raise UserError(f"{self.path} has no case {case!r}: prepare it again from the right data set.")
+        with self._reading(case):
+            return hdf5.group(self._cases, case)
+
+    @contextmanager
+    def _reading(self, case: str) -> Iterator[None]:
+        """Whatever damaged bytes make the library stumble over is told as damage of the case."""
         try:
-            return self.file["cases"][case]
-        except KeyError:
-            raise UserError(f"{self.path} has no case {case!r}: prepare it again from the right data set.") from None
+            yield
+        except (StopIteration, *hdf5.FAULTS) as error:
+            words = shown(error, 80)
+            raise UserError(f"{self.path}: case {case} is damaged ({words}): prepare it again.") from None
 
     def close(self) -> None:
         """Close the file; the memory map ends with its last view."""
@@ -199,13 +260,18 @@ def open_file(path: Path, kind: str | None = None) -> Any:
     try:
         # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
         file = h5py.File(path, "r", locking=False)
-    except OSError:
+    except hdf5.FAULTS:
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
-    if file.attrs.get("format") != FORMAT:
+    try:
+        form, version, found = (file.attrs.get(name) for name in ("format", "version", "kind"))
+        ours, known = str(form) == FORMAT, bool(np.all(version == VERSION)) and str(found) in ("volume", "image")
+    except hdf5.FAULTS:
+        file.close()
+        raise UserError(f"{path} is damaged: {remedy}") from None
+    if not ours:
         raise UserError(f"{path} is an HDF5 file of another program: {remedy}")
-    found = str(file.attrs.get("kind"))
-    if file.attrs.get("version") != VERSION or found not in ("volume", "image"):
-        words = f"version {file.attrs.get('version')}, kind {found}"
+    if not known:
+        words = f"version {shown(version, 20)}, kind {shown(found, 20)}"
         raise UserError(f"{path} is a cache of {words}, this program reads version {VERSION}: {remedy}")
     if kind not in (None, found):
         raise UserError(f"{path} is a cache of {found}s, this recipe needs one of {kind}s: name the other one.")

@@ -1,6 +1,15 @@
 """Words of messages: what a file says is shown in one line, cut where it is long."""
 
+import unicodedata
 from collections.abc import Sequence
+
+# Control characters, halves of a character, ends of lines and paragraphs.
+UNFIT = {"Cc", "Cs", "Zl", "Zp"}
+
+
+def plain(name: str) -> bool:
+    """Whether a name can stand in a line of a table, a terminal and a file."""
+    return name.isprintable() or not any(unicodedata.category(c) in UNFIT for c in name)
 
 
 def shown(value: object, most: int = 120) -> str:
@@ -8,9 +17,7 @@ def shown(value: object, most: int = 120) -> str:
     text = str(value)
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(values: Sequence[object], most: int = 5) -> str:
