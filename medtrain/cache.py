@@ -22,7 +22,7 @@ from medtrain.files import replacing
 from medtrain.wording import plain, shown
 
 FORMAT = "medtrain-cache"
-VERSION = 1
+VERSION = 2
 # Page-aligned data, so that a patch read touches no page of another case.
 ALIGNMENT = 4096
 
@@ -49,19 +49,19 @@ def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
 def write_part(path: Path, case: Case, *, recipe: str, compressed: bool = False) -> None:
     """Write one case as a file of its own, atomically; `recipe` tells how it was prepared (see `part_fits`)."""
     arrays = {"image": case.image_CDHW, "label": case.label_DHW, **case.arrays}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
         for name, array in arrays.items():
             _create(file, name, array, compressed)
-        file.attrs["facts"] = json.dumps(case.facts)
-        file.attrs["checksum"] = checksum(arrays.items())
-        file.attrs["recipe"] = recipe
+        file.attrs["facts"] = hdf5.text(json.dumps(case.facts))
+        file.attrs["checksum"] = hdf5.text(checksum(arrays.items()))
+        file.attrs["recipe"] = hdf5.text(recipe)
 
 
 def part_fits(path: Path, recipe: str) -> bool:
     """Whether a case file from an earlier run is whole and was prepared in the same way."""
     try:
         with h5py.File(path) as file:
-            return bool(file.attrs["recipe"] == recipe)
+            return bool(hdf5.attribute(file, "recipe") == recipe)
     except hdf5.FAULTS:
         return False
 
@@ -84,22 +84,24 @@ def assemble(
     labels: Mapping[str, Any],
     spacing_mm: float,
     preparation: Mapping[str, Any],
+    origin: str = "",
 ) -> None:
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
-    The parts are left in place. What the iterable raises leaves no cache.
+    `origin` tells from which folder (see `files.origin`). The parts are left in place. What the iterable raises leaves
+    no cache.
     """
     with (
         replacing(out) as temporary,
         h5py.File(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
     ):
-        file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
-        file.attrs["kind"] = "volume"
-        file.attrs["channels"] = json.dumps(list(channels))
-        file.attrs["labels"] = json.dumps(dict(labels))
+        file.attrs["kind"] = hdf5.text("volume")
+        file.attrs["channels"] = hdf5.text(json.dumps(list(channels)))
+        file.attrs["labels"] = hdf5.text(json.dumps(dict(labels)))
         file.attrs["spacing_mm"] = spacing_mm
-        file.attrs["preparation"] = json.dumps(dict(preparation))
+        file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
+        file.attrs["origin"] = hdf5.text(origin)
         cases = file.create_group("cases")
         for name, part in parts:
             with h5py.File(part) as source:
@@ -108,6 +110,7 @@ def assemble(
                     source.copy(key, group)
                 for key in ("facts", "checksum", "recipe"):
                     group.attrs[key] = source.attrs[key]
+        file.attrs["format"] = hdf5.text(FORMAT)  # last: without it the file is no cache
 
 
 # Type and axes of a case's arrays by the beginning of their names.
@@ -135,10 +138,12 @@ class Cache:
         self._views: dict[tuple[str, str], Any] = {}
 
     def _read_facts(self) -> None:
-        self.channels: list[str] = json.loads(self.file.attrs["channels"])
-        self.labels: dict[str, Any] = json.loads(self.file.attrs["labels"])
-        self.spacing_mm = float(self.file.attrs["spacing_mm"])
-        self.preparation: dict[str, Any] = json.loads(self.file.attrs["preparation"])
+        about = {name: hdf5.attribute(self.file, name) for name in ("channels", "labels", "preparation")}
+        self.channels: list[str] = json.loads(about["channels"])
+        self.labels: dict[str, Any] = json.loads(about["labels"])
+        self.preparation: dict[str, Any] = json.loads(about["preparation"])
+        self.spacing_mm = float(hdf5.attribute(self.file, "spacing_mm"))
+        self.origin = str(hdf5.attribute(self.file, "origin"))
         kinds = ((self.channels, list), (self.labels, dict), (self.preparation, dict))
         if not all(isinstance(value, kind) for value, kind in kinds) or not 0 <= self.spacing_mm < math.inf:
             raise ValueError("its attributes are of another type")
@@ -152,7 +157,7 @@ class Cache:
     @property
     def fingerprint(self) -> str:
         """A hash of every case's name and checksum: tells whether two caches hold the same data."""
-        pairs = [(case, str(self._fact(case, "checksum"))) for case in self.ids]
+        pairs = [(case, str(self.fact(case, "checksum"))) for case in self.ids]
         return hashlib.blake2b(json.dumps([self.labels, pairs], sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def array(self, case: str, name: str) -> Any:
@@ -160,9 +165,10 @@ class Cache:
         key = (case, name)
         if key not in self._views:
             if self.verifying and case not in self._verified:
+                self._verified.add(case)  # before, as the comparison reads arrays itself
                 if not self.intact(case):
+                    self._verified.discard(case)
                     raise UserError(f"{self.path}: the bytes of case {case} have changed: prepare it again.")
-                self._verified.add(case)
             with self._reading(case):
                 self._views[key] = self._view(case, name)
         return self._views[key]
@@ -191,7 +197,7 @@ class Cache:
     def facts(self, case: str) -> dict[str, Any]:
         """The JSON facts stored with a case."""
         with self._reading(case):
-            return dict(json.loads(self._fact(case, "facts")))
+            return dict(json.loads(self.fact(case, "facts")))
 
     def read(self, case: str, name: str) -> np.ndarray:
         """A whole array of a case, as a copy in memory."""
@@ -216,14 +222,15 @@ class Cache:
         try:
             group = self._group(case)
             views = ((name, self._view(case, name)) for name in group)
-            return bool(checksum((name, view[...]) for name, view in views) == group.attrs["checksum"])
+            return bool(checksum((name, view[...]) for name, view in views) == hdf5.attribute(group, "checksum"))
         except (UserError, StopIteration, *hdf5.FAULTS):
             return False
 
-    def _fact(self, case: str, name: str) -> Any:
+    def fact(self, case: str, name: str) -> Any:
+        """One attribute of a case, as it is stored."""
         group = self._group(case)
         with self._reading(case):
-            return group.attrs[name]
+            return hdf5.attribute(group, name)
 
     def _group(self, case: str) -> Any:
         if case not in self._cases:
@@ -249,7 +256,7 @@ class Cache:
 def kind_of(path: Path) -> str:
     """`volume` or `image`; raises UserError where the file is no cache."""
     with open_file(path) as file:
-        return str(file.attrs["kind"])
+        return str(hdf5.attribute(file, "kind"))
 
 
 def open_file(path: Path, kind: str | None = None) -> Any:
@@ -262,17 +269,22 @@ def open_file(path: Path, kind: str | None = None) -> Any:
         file = h5py.File(path, "r", locking=False)
     except hdf5.FAULTS:
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
-    try:
-        form, version, found = (file.attrs.get(name) for name in ("format", "version", "kind"))
-        ours, known = str(form) == FORMAT, bool(np.all(version == VERSION)) and str(found) in ("volume", "image")
-    except hdf5.FAULTS:
+    about = {}
+    for name in ("format", "version", "kind"):
+        try:
+            about[name] = hdf5.attribute(file, name)
+        except hdf5.FAULTS:
+            about[name] = None
+    form, version, found = about.values()
+    if form != FORMAT:
         file.close()
-        raise UserError(f"{path} is damaged: {remedy}") from None
-    if not ours:
-        raise UserError(f"{path} is an HDF5 file of another program: {remedy}")
-    if not known:
+        words = "an HDF5 file of another program or of an earlier version of this one"
+        raise UserError(f"{path} is {words}, or damaged: {remedy}")
+    if version != VERSION or found not in ("volume", "image"):
+        file.close()
         words = f"version {shown(version, 20)}, kind {shown(found, 20)}"
         raise UserError(f"{path} is a cache of {words}, this program reads version {VERSION}: {remedy}")
     if kind not in (None, found):
+        file.close()
         raise UserError(f"{path} is a cache of {found}s, this recipe needs one of {kind}s: name the other one.")
     return file

@@ -1,6 +1,8 @@
 """Files that are either whole or absent: written beside their place, flushed, then renamed."""
 
 import errno
+import glob
+import hashlib
 import json
 import os
 import re
@@ -90,6 +92,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is absent or damaged: take it from an intact copy, or remove its folder.")
     return value
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; for who holds the lock on writing it."""
+    for left in path.parent.glob(f".*.{glob.escape(path.name)}"):
+        if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}", left.name):
+            left.unlink(missing_ok=True)
+
+
+def origin(folder: Path) -> str:
+    """Tells whether two things were made from one folder, and not which: a hash of its path."""
+    return hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
 
 
 def leaves(root: Path, path: Path) -> bool:

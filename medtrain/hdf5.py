@@ -3,12 +3,34 @@
 from typing import Any
 
 import h5py
+import numpy as np
 
 # What the library and NumPy raise on bytes that make no sense.
 FAULTS = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 # deflate packs no better than this
 DEFLATE = 1032
 FILTERS = {"gzip", "lzf", None}
+
+
+# Of an attribute; the classes of a large data set are told in one.
+MOST_ATTRIBUTE = 1 << 20
+
+
+def text(value: str) -> np.ndarray:
+    """A text as an attribute that lies in its object's own header, which HDF5 checks with a checksum. As h5py writes a
+    plain str it would lie in a heap without one, where changed bytes can make the library loop for ever.
+    """
+    content = value.encode()
+    return np.array(content, f"S{max(1, len(content))}")
+
+
+def attribute(place: Any, name: str) -> Any:
+    """A text or number that `text` or a number wrote; raises KeyError where there is none, ValueError for others."""
+    found = place.attrs.get_id(name)  # reads its type only
+    if found.shape != () or found.dtype.kind not in "Siuf" or found.dtype.itemsize > MOST_ATTRIBUTE:
+        raise ValueError(f"{name} is an attribute of another type")
+    value = place.attrs[name]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def group(parent: Any, name: str) -> Any:

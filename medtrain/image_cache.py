@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from medtrain import hdf5
-from medtrain.cache import FORMAT, VERSION, open_file
+from medtrain.cache import FORMAT, VERSION, checksum, open_file
 from medtrain.errors import UserError
 from medtrain.files import replacing
 from medtrain.wording import plain, shown
@@ -46,15 +46,16 @@ def digest(encoded: Any) -> bytes:
 
 def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.ndarray,
                  classes: Sequence[tuple[str, str]], facts: Mapping[str, Any],
-                 preparation: Mapping[str, Any]) -> None:  # fmt: skip
+                 preparation: Mapping[str, Any], origin: str = "") -> None:  # fmt: skip
     """Join parts of `size` bytes together into one cache, atomically, holding one part at a time.
 
-    `groups` (N,) are the near-duplicate groups; `facts` are JSON-able (what was set aside, and why).
+    `groups` (N,) are the near-duplicate groups; `facts` are JSON-able (what was set aside, and why); `origin` tells
+    from which folder (see `files.origin`).
     """
     with replacing(out) as temporary, h5py.File(temporary, "w", libver="v110") as file:
-        file.attrs.update({"format": FORMAT, "version": VERSION, "kind": "image"})
-        file.attrs["classes"] = json.dumps([list(pair) for pair in classes])
-        file.attrs["preparation"] = json.dumps(dict(preparation))
+        file.attrs.update({"version": VERSION, "kind": hdf5.text("image"), "origin": hdf5.text(origin)})
+        file.attrs["classes"] = hdf5.text(json.dumps([list(pair) for pair in classes]))
+        file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
         ends: list[int] = [0]
         paths: list[bytes] = []
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
@@ -73,6 +74,9 @@ def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.nd
         for name, column in columns.items():
             file[name] = np.concatenate(column)
         file["facts"] = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
+        sums = {name: checksum([(name, file[name][()])]) for name in COLUMN_TYPES}
+        file.attrs["columns"] = hdf5.text(json.dumps(sums))
+        file.attrs["format"] = hdf5.text(FORMAT)  # last: without it the file is no cache
 
 
 class ImageCache:
@@ -97,8 +101,10 @@ class ImageCache:
         self._verified: set[int] = set()
 
     def _read_columns(self) -> None:
-        self.classes: list[tuple[str, str]] = [(str(a), str(b)) for a, b in json.loads(self.file.attrs["classes"])]
-        self.preparation: dict[str, Any] = dict(json.loads(self.file.attrs["preparation"]))
+        self.classes: list[tuple[str, str]] = [(str(a), str(b)) for a, b in json.loads(self._told("classes"))]
+        self.preparation: dict[str, Any] = dict(json.loads(self._told("preparation")))
+        self.origin = str(self._told("origin"))
+        self._sums: dict[str, str] = dict(json.loads(self._told("columns")))
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
         self.ids: list[str] = [path.decode() for path in self._column("path").tolist()]
@@ -125,7 +131,13 @@ class ImageCache:
             raise ValueError("its names are no names of files")
 
     def _column(self, name: str) -> Any:
-        return self._stored(name)[()]
+        values = self._stored(name)[()]
+        if self._sums[name] != checksum([(name, values)]):
+            raise ValueError(f"{name} has changed")
+        return values
+
+    def _told(self, name: str) -> Any:
+        return hdf5.attribute(self.file, name)
 
     def _stored(self, name: str) -> Any:
         kind, axes = COLUMN_TYPES[name]
@@ -143,7 +155,10 @@ class ImageCache:
     @property
     def histogram(self) -> np.ndarray:
         """(N,F) float32."""
-        return self._column("histogram")
+        try:
+            return self._column("histogram")
+        except hdf5.FAULTS as error:
+            raise UserError(f"{self.path} is damaged ({shown(error, 80)}): prepare it again.") from None
 
     @property
     def cancers(self) -> list[str]:
@@ -159,7 +174,8 @@ class ImageCache:
         return made.hexdigest()
 
     def verify(self) -> Iterator[tuple[str, bool]]:
-        """Yield (image, whether its bytes are those that were written)."""
+        """Yield (image, whether its bytes are those that were written); raises UserError for what is of all images."""
+        assert len(self.histogram) == len(self.ids)
         for index, name in enumerate(self.ids):
             yield name, self.intact(index)
 

@@ -14,7 +14,7 @@ def told(loader: Iterator[Any]) -> Iterator[Any]:
             batch = next(loader)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except Exception as error:  # DALI's own types differ between this process and workers
             found = re.findall(r"UserError: (.+)", str(error))
             if not found:
                 raise

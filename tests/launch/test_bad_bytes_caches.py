@@ -13,6 +13,10 @@ from conftest import TINY, TINY_IMAGES
 from hostile import nested
 from launch_helpers import check_refused, run_main
 
+from medtrain import hdf5
+from medtrain.cache import checksum
+from medtrain.image_cache import COLUMN_TYPES
+
 Change = Callable[[Path], object]
 CASE = "PHANTOM_000"
 
@@ -23,6 +27,10 @@ def edit(change: Callable[[Any], object], libver: Any = "latest") -> Change:
     def apply(path: Path) -> None:
         with h5py.File(path, "r+", libver=libver) as file:
             change(file)
+            if "columns" in file.attrs:  # as a hostile writer would, who can count
+                names = [name for name in COLUMN_TYPES if isinstance(file.get(name), h5py.Dataset)]
+                sums = {name: checksum([(name, file[name][()])]) for name in names if file[name].chunks is None}
+                file.attrs["columns"] = hdf5.text(json.dumps(sums))
 
     return apply
 
@@ -34,7 +42,7 @@ def attribute(name: str, value: Any, place: str = "/") -> Change:
         if value is None:
             del file[place].attrs[name]
         else:
-            file[place].attrs[name] = value
+            file[place].attrs[name] = hdf5.text(value) if isinstance(value, str) else value
 
     return edit(apply)
 
@@ -132,6 +140,7 @@ ANY: dict[str, tuple[Change, str]] = {
     "all but the last bytes": (cut(0.999), "cut short|damaged"),
     "superblock": (flipped(0, 16), "not an HDF5 file"),
     "of another program": (attribute("format", None), "another program"),
+    "an attribute in a heap": (edit(lambda f: f.attrs.__setitem__("format", "medtrain-cache")), "earlier version"),
     "format of another type": (attribute("format", np.arange(9)), "another program"),
     "of another version": (attribute("version", 7), "version 7"),
     "version a list": (attribute("version", [1, 2]), "version"),

@@ -50,7 +50,10 @@ def test_it_is_held_and_given_back(tmp_path: Path) -> None:
     [({"pid": 1}, False), ({"host": "other"}, False), ({"host": "other", "age_s": 200}, True),
      ({"age_s": 200}, False), ({"pid": None}, True)],
 )  # fmt: skip
-def test_stale_locks_are_recognised_and_taken_over(tmp_path: Path, values: dict[str, object], stale: bool) -> None:
+def test_stale_locks_are_recognised_and_taken_over(
+    tmp_path: Path, values: dict[str, object], stale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
     chosen = {**values, "pid": dead_pid()} if "pid" in values and values["pid"] is None else values
     write(tmp_path, **chosen)  # type: ignore[arg-type]
     held = holder(tmp_path)
