@@ -108,7 +108,7 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
     scores = done.get("scores") or status.get("scores") or {}
     name, value = next(iter(scores.items()), ("", 0.0))
     log = job.get("log") or (submitted.log if submitted else "")
-    age = time.time() - status.get("time", 0)
+    age = max(0.0, time.time() - status.get("time", 0))  # the clocks of two machines differ, and are set
     state, reason = _state(slurm, status, job, done, failed, age)
     if state == "lost" and slurm and slurm.state == "FAILED" and not commands.memory_ended(slurm):
         reason = _last_words(sweep, log) or reason

@@ -91,7 +91,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, LookupError, TypeError, OverflowError):
         # cut short while it was written, by a process that is no more unless it is very young
-        return {"host": "?", "pid": 0, "user": "?", "doing": "?", "there": True, "stale": age > BEAT_S}
+        return {"host": "?", "pid": 0, "user": "?", "doing": "?", "there": False, "stale": age > BEAT_S}
 
 
 def _started(pid: int) -> str:
