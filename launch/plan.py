@@ -128,7 +128,13 @@ def read_plan(out: Path) -> dict[str, Any]:
 
 def _is_plain(name: Any) -> bool:
     """Whether a name is of something in the folder itself."""
-    return isinstance(name, str) and name == Path(name).name and name not in ("", "..") and plain(name)
+    return (
+        isinstance(name, str)
+        and name == Path(name).name
+        and name not in ("", "..")
+        and plain(name)
+        and len(name.encode()) < 256
+    )
 
 
 def read_request(plan: dict[str, Any]) -> Request:
