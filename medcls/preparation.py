@@ -19,7 +19,7 @@ from medtrain import hdf5
 from medtrain.errors import UserError
 from medtrain.files import leaves, origin, remove_unfinished, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
-from medtrain.lock import locked
+from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.results import to_csv
@@ -51,7 +51,7 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     wanted = hashlib.blake2b(json.dumps([data.classes, recipes]).encode(), digest_size=16).hexdigest()
     folder = out.with_name(out.name + ".parts")
     if not _holds(out, wanted, place, strict):
-        with locked(folder, f"preparing {out.name}"):
+        with locked(folder, f"preparing {out.name}", PATIENCE_S):
             if not _holds(out, wanted, place, strict):  # another process may just have ended
                 remove_unfinished(out)
                 parts = [folder / f"{recipe}.h5" for recipe in recipes]

@@ -32,7 +32,7 @@ from medseg.nifti import MOST_VOXELS
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.files import origin, remove_unfinished
-from medtrain.lock import locked
+from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.recipe import within
@@ -127,7 +127,7 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     parts = out.with_name(out.name + ".parts")
     wanted = {case.id: (case, _recipe(case, dataset.label_map, how)) for case in dataset.cases}
     if not _holds(out, wanted, folder):
-        with locked(parts, f"preparing {out.name}"):
+        with locked(parts, f"preparing {out.name}", PATIENCE_S):
             if not _holds(out, wanted, folder):  # another process may just have ended
                 remove_unfinished(out)
                 _make(dataset, out, wanted, how, workers)

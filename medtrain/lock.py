@@ -19,20 +19,25 @@ NAME = "lock.json"
 BEAT_S, STALE_S = 20.0, 120.0
 # How long a lock of another machine is watched before it is taken over.
 WATCH_BEATS = 1.5
+# Long enough for the lock of a job that was killed on another node to become stale.
+PATIENCE_S = 180.0
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, patience_s: float = 0) -> Iterator[None]:
     """Hold the lock of a folder while `doing` something; raises UserError that names the holder.
 
     A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
-    minutes; a stale one is taken over.
+    minutes; a stale one is taken over. One that is held elsewhere is waited for `patience_s`: its owner may have been
+    killed a moment ago, as when a job starts again on another node.
     """
     fresh = not folder.exists()
     path = folder / NAME
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "user": _user(),
             "doing": doing, "since": time.time()}  # fmt: skip
-    for _ in range(5):
+    ended_s = time.monotonic() + patience_s
+    tries = 0
+    while tries < 5:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -41,9 +46,9 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             break
         except FileExistsError:
-            _remove_stale(path)
+            tries += _removed_stale(path, ended_s)
         except FileNotFoundError:  # the holder before has just removed the folder
-            continue
+            tries += 1
     else:
         raise UserError(f"{path} can not be taken: another process takes it again and again; try later.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -121,16 +126,20 @@ def _touched(path: Path) -> int:
         return 0
 
 
-def _remove_stale(path: Path) -> None:
+def _removed_stale(path: Path, ended_s: float) -> bool:
+    """Remove a stale lock; False where one of another machine was waited for a moment instead."""
     held = holder(path.parent)
     if held is None:
-        return
+        return True
     if held["stale"] and not held["there"]:
         # by the clock alone, which may have been set: one that is alive touches its lock meanwhile
         before, ended = _touched(path), time.monotonic() + WATCH_BEATS * BEAT_S
         while _touched(path) == before and time.monotonic() < ended:
             time.sleep(BEAT_S / 20)
         held["stale"] = _touched(path) == before
+    if not held["stale"] and not held["there"] and time.monotonic() < ended_s:
+        time.sleep(BEAT_S / 4)
+        return False
     if not held["stale"]:
         raise UserError(
             f"{path.parent} is in use: {held['user']} on {held['host']} (process {held['pid']}) is {held['doing']}; "
@@ -146,3 +155,4 @@ def _remove_stale(path: Path) -> None:
         aside.unlink()
     except (FileNotFoundError, FileExistsError):
         aside.unlink(missing_ok=True)
+    return True

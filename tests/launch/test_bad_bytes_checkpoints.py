@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from hostile import nested
 from launch_helpers import check_refused, run_main
 
@@ -179,3 +180,22 @@ def test_checkpoints_of_images(
 ) -> None:  # fmt: skip
     OTHER.update(sweeps)
     _predicts("multicancer", *PICTURES[name], copy("multicancer"), pictures, tmp_path, capfd)
+
+
+RESUMED = ("empty", "half", "a text", "an empty archive", "a flipped byte", "code in it", "a pickle of code", "a list")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_checkpoints_that_a_run_goes_on_from(
+    name: str, copy: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = copy("brats") / "member"
+    change, words = CHECKPOINTS[name]
+    (run / checkpoint.PREVIOUS).unlink(missing_ok=True)
+    (run / "done.json").unlink()
+    change(run / checkpoint.LAST)
+    sets = [part for item in TINY for part in ("--set", item)]
+    code = run_main("train", "brats_segresnet_demo", "--cache", run.parent / "cache.h5", "--out", run, *sets)
+    check_refused(code, capfd.readouterr().err, str(run / checkpoint.LAST), words, tmp_path / "none")
+    assert not (run / "done.json").exists()
+    assert not Path("/tmp/medtrain-was-here").exists()

@@ -104,6 +104,18 @@ def test_a_clock_that_is_set_takes_no_lock_away(tmp_path: Path, monkeypatch: pyt
         assert json.loads(path.read_text())["doing"] == "mine"
 
 
+def test_one_who_was_killed_elsewhere_a_moment_ago_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    write(tmp_path, host="other")
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
+        pass
+    with locked(tmp_path, "mine", patience_s=60):
+        assert json.loads((tmp_path / NAME).read_text())["doing"] == "mine"
+
+
 def test_a_process_number_used_again_is_not_the_holder(tmp_path: Path) -> None:
     write(tmp_path, started="12345")
     held = holder(tmp_path)
