@@ -47,7 +47,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "mypy"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy"],
         "bench": ["blosc2"],
     },
 )

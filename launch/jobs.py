@@ -98,7 +98,8 @@ class TrainJob:
         done = out / "done.json"
         if done.is_file():  # requeued after its last word
             return read_json(done)
-        warned = Warned(job, patience(self.signal_s), stuck=lambda: note_stuck(out, self.time_s))
+        began_s = time.monotonic()
+        warned = Warned(job, patience(self.signal_s), stuck=lambda: note_stuck(out, self.time_s, began_s))
         job.export_ranks()
         if job.world > 1:
             os.environ["MEDTRAIN_RENDEZVOUS"] = str(out / f".meet-{job.raw}-{job.restarts}")
@@ -191,14 +192,16 @@ def note_start(out: Path, job: "ThisJob") -> None:
         raise error
 
 
-def note_stuck(out: Path, time_s: int) -> None:
-    """Remember in job.json at which step the job was when it could not reach another one in time.
+def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
+    """Remember in job.json at which step the job was when it could not reach another one in time; it began at
+    `began_s` of the monotonic clock (None: just now).
 
     Only of turns that had most of their time: a preemption soon after the start says nothing of the member.
     """
     from medtrain.files import read_json, write_json
 
-    if time.time() - read_json(out / "job.json")["started"] < time_s / 2:
+    now = time.monotonic()
+    if now - (now if began_s is None else began_s) < time_s / 2:
         return
     told = read_json(out / "status.json") if (out / "status.json").is_file() else {"step": 0, "phase": "train"}
     path = out / "job.json"

@@ -1,7 +1,6 @@
 """The two tasks as the programs see them, and recipes by name. Each task has a `door` with the same functions."""
 
 import difflib
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from medcls import door as images
 from medseg import door as volumes
 from medtrain.errors import UserError
+from medtrain.files import parse_json_text
+from medtrain.wording import listed, shown
 
 DOORS: dict[str, ModuleType] = {door.TASK: door for door in (volumes, images)}
 
@@ -29,7 +30,7 @@ def find_recipe(name: str) -> Any:
         if name in door.RECIPES:
             return door.RECIPES[name]()
     near = difflib.get_close_matches(name, recipe_names(), 3, 0.4) or recipe_names()
-    raise UserError(f"there is no recipe {name!r}: choose {', '.join(near)}.")
+    raise UserError(f"there is no recipe {shown(name, 60)!r}: choose {listed(near, 6)}.")
 
 
 def find_sweep(name: str) -> ModuleType:
@@ -37,13 +38,13 @@ def find_sweep(name: str) -> ModuleType:
     for door in DOORS.values():
         if name in door.SWEEPS:
             return door
-    raise UserError(f"there is no sweep {name!r}: choose {', '.join(sweep_names())}.")
+    raise UserError(f"there is no sweep {shown(name, 60)!r}: choose {listed(sweep_names(), 8)}.")
 
 
 def read_recipe(text: str, origin: str) -> Any:
     """A recipe from its JSON text, of whichever task; raises UserError."""
     try:
-        door = DOORS[json.loads(text)["task"]]
+        door = DOORS[parse_json_text(text)["task"]]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{origin} is no recipe of this program: take it from an intact run folder.") from None
     return door.Recipe.from_json(text, origin)

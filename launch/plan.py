@@ -9,8 +9,9 @@ from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
-from medtrain.files import read_json, write_json
-from medtrain.recipe import Recipe
+from medtrain.files import leaves, read_json, write_json
+from medtrain.recipe import Recipe, build
+from medtrain.wording import plain
 
 PLAN = "plan.json"
 CACHE = "cache.h5"
@@ -106,21 +107,39 @@ def read_plan(out: Path) -> dict[str, Any]:
         raise UserError(f"{out} is not a sweep folder (no {PLAN}): name what launch/sweep.py wrote.")
     plan = read_json(path)
     try:
-        intact = plan["task"] in DOORS and all(
-            m["folder"] == Path(m["folder"]).name and m["settings"] and m["label"] for m in plan["members"]
-        )
+        texts = [m[key] for m in plan["members"] for key in ("recipe", "label", "signature")]
+        names = [plan["cache"], *(m["folder"] for m in plan["members"])]
+        intact = plan["task"] in DOORS and all(isinstance(m["settings"], dict) for m in plan["members"])
+        intact = intact and all(map(_is_plain, names)) and len(set(names)) == len(names)
+        intact = intact and all(isinstance(text, str) and text and plain(text) for text in texts)
         read_request(plan)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, UserError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged or of another version of this program: run the sweep again.")
+    for name in names[1:]:
+        if (out / name).is_symlink() and leaves(out, out / name):
+            raise UserError(
+                f"{out / name} is a link that leaves the sweep's folder: move the run back, or allow links with "
+                "MEDTRAIN_FOLLOW_LINKS=1."
+            )
     return plan
 
 
+def _is_plain(name: Any) -> bool:
+    """Whether a name is of something in the folder itself."""
+    return (
+        isinstance(name, str)
+        and name == Path(name).name
+        and name not in ("", "..")
+        and plain(name)
+        and len(name.encode()) < 256
+    )
+
+
 def read_request(plan: dict[str, Any]) -> Request:
-    """What was typed, as plan.json holds it."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan["request"].items()}
-    return Request(**values)
+    """What was typed, as plan.json holds it; raises UserError."""
+    return build(Request, plan["request"], f"{PLAN}, request")
 
 
 def read_recipes(plan: dict[str, Any], origin: Path) -> list[Recipe]:

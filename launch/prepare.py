@@ -15,9 +15,9 @@ from medtrain.processes import end_on_signals
 
 def brats(options: argparse.Namespace) -> int:
     """MSD or BraTS folder -> HDF5 cache."""
-    from medseg.preparation import Preparation, prepare_dataset, report_enhancement
+    from medseg.preparation import LEAST_MM, Preparation, prepare_dataset, report_enhancement
 
-    if not 0 <= options.spacing_mm < 100:
+    if options.spacing_mm != 0 and not LEAST_MM <= options.spacing_mm < 100:
         raise UserError(
             f"--spacing-mm {options.spacing_mm:g} is no voxel size: give millimetres, or 0 to keep the spacing."
         )

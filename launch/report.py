@@ -1,7 +1,9 @@
 """Where a sweep stands: every member from its own files, and from SLURM where it answers."""
 
 import csv
-import json
+import math
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,16 @@ from medslurm import commands
 from medslurm.commands import JobState
 from medslurm.local import last_error
 from medtrain.errors import UserError
-from medtrain.files import write_json, write_text
+from medtrain.files import parse_json_text, write_json, write_text
 from medtrain.progress import duration
 from medtrain.results import to_csv
+from medtrain.wording import plain
 
 JOBS = "jobs.csv"
 COLUMNS = ("kind", "job", "folder", "log", "code")
 SILENT_S = 900.0
+# A file about one member is far smaller.
+MOST_BYTES = 1 << 20
 HEAD = ("member", "state", "SLURM", "step", "epoch", "left", "score", "restarts", "node", "log")
 
 
@@ -38,13 +43,17 @@ def read_jobs(sweep: Path) -> list[Submitted]:
     path = sweep / JOBS
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
     try:
-        if tuple(lines[0]) != COLUMNS:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+        jobs = [Submitted(*line) for line in lines[1:]]
+        # they become arguments of SLURM's programs
+        if tuple(lines[0]) != COLUMNS or not all(plain(cell) for line in lines for cell in line):
             raise ValueError
-        return [Submitted(*line) for line in lines[1:]]
-    except (IndexError, TypeError, ValueError):
+        if not all(re.fullmatch(r"(\w[\w.+,\[\]%-]*)?", job.job) for job in jobs):
+            raise ValueError
+        return jobs
+    except (OSError, IndexError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is damaged: take it from an intact copy, or remove it once no job runs.") from None
 
 
@@ -61,7 +70,7 @@ def latest(jobs: Sequence[Submitted], kind: str) -> dict[str, Submitted]:
 
 @dataclass(frozen=True)
 class Standing:
-    """One member: `state` is done, failed, running, requeued, waiting, lost, silent or not started."""
+    """One member: `state` is done, damaged, failed, running, requeued, waiting, lost, silent or not started."""
 
     label: str
     folder: str
@@ -99,10 +108,10 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
     scores = done.get("scores") or status.get("scores") or {}
     name, value = next(iter(scores.items()), ("", 0.0))
     log = job.get("log") or (submitted.log if submitted else "")
-    age = time.time() - status.get("time", 0)
+    age = max(0.0, time.time() - status.get("time", 0))  # the clocks of two machines differ, and are set
     state, reason = _state(slurm, status, job, done, failed, age)
     if state == "lost" and slurm and slurm.state == "FAILED" and not commands.memory_ended(slurm):
-        reason = _last_words(log) or reason
+        reason = _last_words(sweep, log) or reason
     waits = f" ({slurm.reason})" if slurm and slurm.state == "PENDING" and slurm.reason else ""
     left = status.get("left_s")
     return Standing(
@@ -119,18 +128,37 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
 def _maybe(path: Path) -> dict[str, Any]:
     # opened, not asked for first: a thousand members are read from a network file system
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            text = file.read(MOST_BYTES)
     except OSError:
         return {}
     try:
-        value = json.loads(text)
+        value = parse_json_text(text.decode("utf-8"))
     except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = None
+    if not isinstance(value, dict):
+        return {"damaged": True}
+    return {key: item for key, item in value.items() if _fits(key, item)}
+
+
+# Types of what is shown; what is of another type is left out.
+KINDS: dict[str, Any] = {"step": int, "total": int, "steps": int, "starts": int, "epoch": int | float,
+                         "epochs": int | float, "time": int | float, "left_s": int | float | None, "scores": dict,
+                         "log": str, "nodes": list, "reason": str}  # fmt: skip
+
+
+def _fits(key: str, item: Any) -> bool:
+    if key == "scores" and isinstance(item, dict):
+        return all(isinstance(value, int | float) for value in item.values())
+    if key == "nodes" and isinstance(item, list):
+        return all(isinstance(value, str) for value in item)
+    return isinstance(item, KINDS.get(key, object)) and (not isinstance(item, float) or math.isfinite(item))
 
 
 def _state(slurm: JobState | None, status: dict[str, Any], job: dict[str, Any], done: dict[str, Any],
            failed: dict[str, Any], age: float) -> tuple[str, str]:  # fmt: skip
+    if done.get("damaged"):
+        return "damaged", "its done.json is no JSON object: remove it, and run the sweep again"
     if done:
         return "done", ""
     if slurm and slurm.active:
@@ -149,7 +177,9 @@ def _state(slurm: JobState | None, status: dict[str, Any], job: dict[str, Any], 
     return "not started", ""
 
 
-def _last_words(log: str) -> str:
+def _last_words(sweep: Path, log: str) -> str:
+    if not Path(log).is_file() or not Path(os.path.realpath(log)).is_relative_to(os.path.realpath(sweep)):
+        return ""  # what a file of the sweep names may lie anywhere
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)

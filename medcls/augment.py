@@ -101,6 +101,7 @@ class ImageSource:
     augment: Augment
     stream: Stream | None = None
     size: int = 0
+    verify: bool = False
     _open: ImageCache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -143,7 +144,7 @@ class ImageSource:
     def _cache(self) -> ImageCache:
         if self._open is None:
             stay_with_parent()
-            self._open = ImageCache(self.cache)
+            self._open = ImageCache(self.cache, self.verify)
         return self._open
 
 

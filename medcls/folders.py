@@ -9,6 +9,8 @@ from typing import Protocol
 
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
+from medtrain.files import leaves
+from medtrain.wording import plain, shown
 
 # The published layout (Kaggle "Multi Cancer"), in its own order.
 PUBLISHED: dict[str, tuple[str, ...]] = {
@@ -73,7 +75,7 @@ def is_litter(name: str) -> bool:
 
 def _folders(place: Path) -> list[Path]:
     with os.scandir(place) as entries:
-        names = [e.name for e in entries if e.is_dir() and not is_litter(e.name)]
+        names = [_plain(e, place) for e in entries if _is_folder(e) and not is_litter(e.name)]
     return [place / name for name in sorted(names)]
 
 
@@ -95,6 +97,11 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
             if which:
                 notes.append(f"{cancer}: classes {words}: {', '.join(which)}.")
         for name in [*(n for n in published if n in names), *(n for n in sorted(names) if n not in published)]:
+            if leaves(root, names[name]):
+                raise UserError(
+                    f"{names[name]} is a link that leaves the data folder: copy what it points to, or allow links with "
+                    "MEDTRAIN_FOLLOW_LINKS=1."
+                )
             found = sorted(_images(names[name]))
             if not found:
                 raise UserError(f"{names[name]} is empty: add its images or remove the folder.")
@@ -107,15 +114,21 @@ def _images(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             # a broken link is no file; it is listed, and set aside with its name when it can not be read
-            if not entry.is_dir() and not is_litter(entry.name):
-                yield folder / _utf8(entry, folder)
+            if not _is_folder(entry) and not is_litter(entry.name):
+                yield folder / _plain(entry, folder)
 
 
-def _utf8(entry: os.DirEntry[str], folder: Path) -> str:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{folder} holds a file whose name is not UTF-8 ({entry.name!a}): rename it.") from None
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _plain(entry: os.DirEntry[str], folder: Path) -> str:
+    if not plain(entry.name):
+        words = f"holds a name that is not UTF-8 or has a line break ({shown(entry.name, 60)})"
+        raise UserError(f"{shown(folder)} {words}: rename it.")
     return entry.name
 
 

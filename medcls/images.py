@@ -1,8 +1,13 @@
 """One image file: whether it can be used, the bytes the cache keeps, and what is known of it without a network."""
 
+import errno
 import io
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import imagehash
 import numpy as np
@@ -10,11 +15,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcls.keypoints import features
 from medtrain.image_cache import digest
+from medtrain.wording import shown
 
 # Raise it whenever a stored byte or number would change.
 VERSION = 1
 MEGAPIXELS = 100  # of a file that must be decoded whole; JPEG may have MEGAPIXELS_JPEG, it is decoded smaller
 MEGAPIXELS_JPEG = 450
+MOST_BYTES = 512 << 20
+# Of the many that Pillow knows; EPS among them runs another program on what the file says.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 LONGEST, SHRUNK = 4096, 2048  # a longer side is shrunk to SHRUNK
 HASH_SIDE = 16
 # The eight symmetries of the square; None is the image itself.
@@ -45,45 +54,74 @@ class Examined:
     histogram: np.ndarray
 
 
+def read_file(path: Path) -> bytes:
+    """An image file's bytes; raises BadImage for what is no file of an image's size, OSError where the disk fails."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise BadImage(error.strerror or "no file") from None
+        raise
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe or a device would never end
+        raise BadImage("no regular file")
+    if about.st_size > MOST_BYTES:
+        raise BadImage(f"{about.st_size >> 20} MB are more than {MOST_BYTES >> 20}")
+    try:
+        return path.read_bytes()
+    except PermissionError as error:
+        raise BadImage(error.strerror or "no file") from None
+
+
 def examine(content: bytes) -> Examined:
     """Decode a file whole, once; raises BadImage where it is not an image, cut short, or too large."""
     rgb, encoded, converted = usable(content)
-    return Examined(encoded, converted, (rgb.height, rgb.width), digest(content),
-                    perceptual_hashes(rgb), *features(rgb), colours(rgb))  # fmt: skip
+    with _as_bad_images():
+        return Examined(encoded, converted, (rgb.height, rgb.width), digest(content),
+                        perceptual_hashes(rgb), *features(rgb), colours(rgb))  # fmt: skip
 
 
 def usable(content: bytes) -> tuple[Image.Image, bytes, str]:
     """(upright RGB image, bytes that DALI decodes to it, why they are not the file's own or ""); raises BadImage."""
-    image, converted = _decoded(content)
-    rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
-    if not converted:
-        return rgb, content, ""
-    out = io.BytesIO()
-    rgb.save(out, "PNG", compress_level=3)
-    return rgb, out.getvalue(), converted
+    with _as_bad_images(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not content:
+            raise BadImage("empty file")
+        image, converted = _decoded(content)
+        rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+        if not converted:
+            return rgb, content, ""
+        out = io.BytesIO()
+        rgb.save(out, "PNG", compress_level=3)
+        return rgb, out.getvalue(), converted
+
+
+@contextmanager
+def _as_bad_images() -> Iterator[None]:
+    """Decoders raise whatever the bytes make them stumble over."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image") from None
+    except MemoryError:
+        raise BadImage("it does not fit into memory") from None
+    except Exception as error:
+        raise BadImage(shown(str(error).splitlines()[0], 100) if str(error) else type(error).__name__) from None
 
 
 def _decoded(content: bytes) -> tuple[Image.Image, str]:
     """The image and why its bytes can not be kept ("" if they can)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.MAX_IMAGE_PIXELS = None  # the limits below are ours
-            image = Image.open(io.BytesIO(content))
-            kind, (width, height) = image.format, image.size
-            limit = MEGAPIXELS_JPEG if kind == "JPEG" else MEGAPIXELS
-            if width * height > limit * 1e6:
-                raise BadImage(f"{width} x {height} pixels are more than {limit} megapixels")
-            large = max(width, height) > LONGEST
-            if large and kind == "JPEG":
-                image.draft("RGB", (SHRUNK, SHRUNK))
-            image.load()
-    except (BadImage, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise BadImage("not an image" if content else "empty file") from None
-    except Exception as error:  # decoders raise whatever the bytes make them stumble over
-        raise BadImage(str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
+    Image.MAX_IMAGE_PIXELS = None  # the limits below are ours
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    kind, (width, height) = image.format, image.size
+    limit = MEGAPIXELS_JPEG if kind in ("JPEG", "MPO") else MEGAPIXELS
+    if width * height > limit * 1e6:
+        raise BadImage(f"{width} x {height} pixels are more than {limit} megapixels")
+    large = max(width, height) > LONGEST
+    if large and kind == "JPEG":
+        image.draft("RGB", (SHRUNK, SHRUNK))
+    image.load()
     orientation = image.getexif().get(0x0112, 1)
     if large:
         image.thumbnail((SHRUNK, SHRUNK))

@@ -22,6 +22,8 @@ from medtrain.pipeline import ImageLoader
 from medtrain.progress import Progress
 from medtrain.results import to_csv
 from medtrain.strategy import Forward, inference
+from medtrain.trained import read_best
+from medtrain.wording import shown
 
 CHUNK = 128  # images in memory at once
 
@@ -38,14 +40,16 @@ class Member:
     @classmethod
     def load(cls, run: Path, device: torch.device) -> Self:
         """Read a run folder's checkpoint_best.pt; raises UserError."""
-        path = run / checkpoint.BEST
-        content = checkpoint.load(path)
-        if "classes" not in content:
-            raise UserError(f"{path} is a checkpoint of another task or version: name a multicancer run.")
+        path, content = read_best(run, classes=list)
+        if not 2 <= len(content["classes"]) <= 10000 or not all(isinstance(name, str) for name in content["classes"]):
+            raise UserError(f"{path} does not tell its classes: name another multicancer run.")
         recipe = ClsRecipe.from_json(content["recipe"], str(path))
         if content["preparation"].get("version") != images.VERSION:
             raise UserError(f"{path} is of images prepared by another version of this program: train it again.")
-        model = backbones.build_model(recipe, len(content["classes"]))
+        try:
+            model = backbones.build_model(recipe, len(content["classes"]))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         checkpoint.load_model(model, content, path)
         return cls(recipe, list(content["classes"]), inference(model, recipe, device), device)
 
@@ -93,7 +97,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
         progress.advance(count=len(chunk))
     progress.close()
     if all(line[-1] for line in lines[1:]):
-        raise UserError(f"{files[0]} can not be read ({lines[1][-1]}), nor any other file there: give images.")
+        raise UserError(f"{shown(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))
     unread = sum(bool(line[-1]) for line in lines[1:])
     return f"{len(files)} images in {out}" + (f", {unread} of them could not be read" if unread else "")
@@ -112,7 +116,7 @@ def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weight
     notes: dict[Path, str] = {}
     for path in chunk:
         try:
-            image, content, _ = images.usable(path.read_bytes())
+            image, content, _ = images.usable(images.read_file(path))
         except (images.BadImage, OSError) as error:
             notes[path] = getattr(error, "strerror", None) or str(error)
             continue
@@ -123,7 +127,7 @@ def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weight
     rows = iter(mean)
     lines = []
     for path in chunk:
-        name = path.relative_to(place).as_posix() if place.is_dir() else path.name
+        name = shown(path.relative_to(place).as_posix() if place.is_dir() else path.name, 4096)
         if path in notes:
             lines.append([name, "", *[""] * len(classes), notes[path]])
             continue

@@ -15,9 +15,11 @@ import numpy as np
 from medcls import images, keypoints
 from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_pairs
 from medcls.folders import ImageFolder, read_folders
+from medtrain import hdf5
 from medtrain.errors import UserError
-from medtrain.files import replacing, write_text
+from medtrain.files import leaves, origin, remove_unfinished, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
+from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.results import to_csv
@@ -47,32 +49,32 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     chunks = _chunks(data)
     recipes = [_recipe(data, chunk) for chunk in chunks]
     wanted = hashlib.blake2b(json.dumps([data.classes, recipes]).encode(), digest_size=16).hexdigest()
-    if out.exists() and _holds(out, wanted):
-        print(f"{out} already holds these {len(data.files)} images", flush=True)
-        facts = ImageCache(out).facts
-        _refuse_bad(data.root, facts["bad"], strict)
-        _report(facts, out)
-        return out
-    parts = [out.with_name(out.name + ".parts") / f"{recipe}.h5" for recipe in recipes]
-    try:
-        parts[0].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{parts[0].parent} can not be made ({error.strerror}): give a writable --out.") from None
+    folder = out.with_name(out.name + ".parts")
+    if not _holds(out, wanted, place, strict):
+        with locked(folder, f"preparing {out.name}", PATIENCE_S):
+            if not _holds(out, wanted, place, strict):  # another process may just have ended
+                remove_unfinished(out)
+                parts = [folder / f"{recipe}.h5" for recipe in recipes]
+                _examine(data, chunks, parts, workers)
+                _assemble(data, parts, out, wanted, strict, workers, origin(place))
+                shutil.rmtree(folder)
+    return out
+
+
+def _examine(data: ImageFolder, chunks: list[tuple[tuple[str, int], ...]], parts: list[Path], workers: int) -> None:
     todo = [(str(data.root), chunk, part) for chunk, part in zip(chunks, parts, strict=True) if not _whole(part)]
     if len(todo) < len(parts):
         print(f"{len(parts) - len(todo)} of {len(parts)} parts are prepared already", flush=True)
     progress = Progress(sum(len(chunk) for _, chunk, _ in todo), "prepare")
     try:
-        for done in in_processes(_write_part, todo, workers, what=f"prepared {place}"):
+        for done in in_processes(_write_part, todo, workers, what=f"prepared {data.root}"):
             progress.advance(count=done)
     finally:
         progress.close()
-    _assemble(data, parts, out, wanted, strict, workers)
-    shutil.rmtree(parts[0].parent)
-    return out
 
 
-def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, strict: bool, workers: int) -> None:
+def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, strict: bool, workers: int,
+              made_from: str) -> None:  # fmt: skip
     small = [_read_part(part) for part in parts]
     bad = [item for part in small for item in part["bad"]]
     files = dict(data.files)
@@ -98,7 +100,8 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
     }
     _report(facts, out)
     write_images(out, (_images(part, files) for part in parts), size=sum(part["size"] for part in small),
-                 groups=groups, classes=data.classes, facts=facts, preparation=asdict(Preparation()))  # fmt: skip
+                 groups=groups, classes=data.classes, facts=facts, preparation=asdict(Preparation()),
+                 origin=made_from)  # fmt: skip
 
 
 def _groups(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int) -> np.ndarray:
@@ -158,12 +161,11 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
     paths, bad, converted = [], [], []
     for path, _ in files:
         try:
-            made = images.examine((Path(root) / path).read_bytes())
+            if (Path(root) / path).is_symlink() and leaves(Path(root), Path(root) / path):
+                raise images.BadImage("a link that leaves the data folder")
+            made = images.examine(images.read_file(Path(root) / path))
         except images.BadImage as error:
             bad.append([path, str(error)])
-            continue
-        except (FileNotFoundError, PermissionError) as error:
-            bad.append([path, error.strerror or type(error).__name__])
             continue
         except OSError as error:  # a fault of the disk or network, not of the file: not to be remembered
             raise UserError(f"{Path(root) / path} can not be read ({error.strerror}): run it again.") from None
@@ -207,8 +209,12 @@ def _images(part: Path, files: dict[str, int]) -> Images:
 def _whole(part: Path) -> bool:
     try:
         with h5py.File(part) as file:
-            return "facts" in file
-    except OSError:
+            lengths, known = file["length"][()], json.loads(file["facts"][()].tobytes())
+            count = len(known["paths"])
+            columns = ("size", "digest", "checksum", "hashes", "places", "descriptors", "histogram")
+            same = {len(file[name]) for name in columns} | {len(lengths), count} == {count}
+            return bool(same and lengths.sum() == file["bytes"].size and isinstance(known["bad"], list))
+    except hdf5.FAULTS:
         return False
 
 
@@ -242,12 +248,23 @@ def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _holds(out: Path, wanted: str) -> bool:
+def _holds(out: Path, wanted: str, place: Path, strict: bool) -> bool:
+    """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
+    if not out.exists():
+        return False
     try:
         cache = ImageCache(out)
     except UserError as error:
-        reason = str(error).partition(":")[0].removeprefix(str(out)).strip()
+        reason = str(error).removeprefix(str(out)).partition(":")[0].strip()
         raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
-    found = cache.facts["wanted"]
     cache.close()
-    return bool(found == wanted)
+    facts = cache.facts
+    if facts.get("wanted") == wanted:
+        print(f"{out} already holds these {facts['files']} images", flush=True)
+        _refuse_bad(place, facts["bad"], strict)
+        _report(facts, out)
+        return True
+    if cache.origin not in ("", origin(place)):
+        raise UserError(f"{out} was made from another folder than {place}: give another --out, or remove it first.")
+    print(f"note: {out} is of before the data or the options changed: it is made again", flush=True)
+    return False

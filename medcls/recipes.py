@@ -17,17 +17,18 @@ class ImageData:
 
     `cancer` names one of the data set's, "every" takes all their classes at once, "" the only one there is. `split`
     "group" keeps near-duplicates on one side, "random" is the published way. With `folds` the test part is fold `fold`
-    of so many.
+    of so many. With `verify` the bytes of every image are compared with its checksum when it is first read.
     """
 
     cancer: str = ""
-    size: int = within(224, 32)
+    size: int = within(224, 32, most=4096)
     split: Literal["group", "random"] = "group"
     split_seed: int = 0
     fold: int = within(0, 0)
     folds: int = within(0, 0)
     val_fraction: float = within(0.15, 0.01, below=1)  # chooses the checkpoint and weighs the ensemble
     test_fraction: float = within(0.15, 0.01, below=1)
+    verify: bool = field(default=False, metadata=NO_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class ClsModel:
     weights: str = "imagenet"
     weights_folder: str = field(default="", metadata=NO_EFFECT)
     dropout: float = within(0.0, 0, below=1)
-    mlp_ratio: float = within(1.0, 0.01)  # width of VGG19's hidden layer before the classifier, times 4096
+    mlp_ratio: float = within(1.0, 0.01, most=16)  # width of VGG19's hidden layer before the classifier, times 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class FineTune:
 class ClsEvaluate:
     """`flips` averages the final predictions over the eight flips and quarter turns."""
 
-    batch: int = within(32, 1, **NO_EFFECT)
+    batch: int = within(32, 1, most=65536, **NO_EFFECT)
     flips: bool = False
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from medcls import baseline, figures, metrics
 from medcls.audit import audit_lines
 from medcls.duplicates import leaked_paths
+from medcls.folders import choose_cancer
 from medcls.published import Published, read_published
 from medcls.recipes import ClsRecipe, slug
 from medcls.task import make_split, select
@@ -19,8 +20,9 @@ from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_text
 from medtrain.image_cache import ImageCache
-from medtrain.results import CaseRow, read_rows, to_csv, to_markdown, write_rows
+from medtrain.results import CaseRow, read_done, read_rows, to_csv, to_markdown, write_rows
 from medtrain.sampling import Split
+from medtrain.wording import listed
 
 HEAD = ("member", "accuracy", "recall", "precision", "F1", "images", "split", "duplicates across", "epochs", "note")
 ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
@@ -99,6 +101,7 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
     vals: dict[str, list[CaseRow]] = {}
     tests: dict[str, list[CaseRow]] = {}
     fingerprint = cache.fingerprint
+    _, _, classes = select(cache, choose_cancer(cache, recipes[0].data.cancer))
     for member in members:
         run, name = sweep / member["folder"], member["label"]
         if not _is_done(run):
@@ -106,8 +109,8 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
             continue
         if read_json(run / "cache.json").get("fingerprint") != fingerprint:
             raise UserError(f"{run} was trained on other data than {cache.path} holds: train it again elsewhere.")
-        done = read_json(run / "done.json")
-        rows = read_rows(run / "cases.csv")
+        done = read_done(run / "done.json", epochs=int)
+        rows = _rows_of(run, classes)
         vals[name] = [row for row in rows if row.part == "val"]
         tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
         lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
@@ -127,8 +130,19 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
         base += _baseline_rows(cache, recipe, split)
     lines += _joined(together, missing)
     lines.append(Line(baseline.NAME, base))
-    _, _, classes = select(cache, recipes[0].data.cancer)
     return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes)
+
+
+def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:
+    names = [f"{metrics.PROBABILITY}{name}" for name in classes]
+    path = run / "cases.csv"
+    rows = read_rows(path, ("target", "predicted", "correct", *names))
+    parts = {row.part for row in rows}
+    fit = all(row.scores["target"] in range(len(classes)) and all(0 <= row.scores[n] <= 1 for n in names)
+              for row in rows)  # fmt: skip
+    if parts != {"val", "test"} or not fit or [n for n in rows[0].scores if n.startswith(metrics.PROBABILITY)] != names:
+        raise UserError(f"{path} does not fit the classes {listed(classes)}: train that run again.")
+    return rows
 
 
 def _joined(folds: Sequence[Sequence[Line]], missing: Sequence[str]) -> list[Line]:
@@ -143,7 +157,7 @@ def _joined(folds: Sequence[Sequence[Line]], missing: Sequence[str]) -> list[Lin
 
 def _reason(run: Path) -> str:
     failed = run / "failed.json"
-    return read_json(failed).get("reason") if failed.is_file() else "did not finish"
+    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
 
 
 def _spread(lines: Sequence[Line], members: Sequence[dict[str, Any]]) -> list[Line]:

@@ -129,14 +129,16 @@ class ClsTask:
         for batch in self._loader(self.split.train, stream, stream.micro_batch, device):
             yield mixed(batch.to(device)) if self.recipe.augment.mixup else batch.to(device)
 
-    def _loader(self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device) -> ImageLoader:
+    def _loader(
+        self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device
+    ) -> Iterator[ImageBatch]:
         recipe = self.recipe
         augment = recipe.augment if stream else Augment(flip=0.0)
         in_workers = stream is not None and device.type == "cpu"
         source = ImageSource(
             cache=str(self.cache.path), images=np.array([self._index[case] for case in cases], np.int64),
             targets=np.array([self._target[case] for case in cases], np.int64), augment=augment, stream=stream,
-            size=recipe.data.size if in_workers else 0,
+            size=recipe.data.size if in_workers else 0, verify=recipe.data.verify,
         )  # fmt: skip
         return ImageLoader(
             source, batch=batch, size=recipe.data.size, operations=augment.operations, mean=self.mean, std=self.std,

@@ -172,6 +172,7 @@ class VolumeSource:
     foreground: float = 0.0
     crops_per_case: int = 1
     warps: bool = True
+    verify: bool = False
     _open: Cache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -222,7 +223,7 @@ class VolumeSource:
     def _cache(self) -> Cache:
         if self._open is None:
             stay_with_parent()
-            self._open = Cache(self.cache)
+            self._open = Cache(self.cache, self.verify)
         return self._open
 
 

@@ -35,8 +35,11 @@ class LabelMap:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Read `to_dict`'s value back."""
-        return cls(str(value["name"]), int(value["edema"]), int(value["core"]), int(value["enhancing"]))
+        """Read `to_dict`'s value back; raises KeyError, TypeError or ValueError where it is none."""
+        codes = [int(value[role]) for role in ("edema", "core", "enhancing")]
+        if len(set(codes)) != 3 or not all(1 <= code <= 255 for code in codes):
+            raise ValueError(f"codes {codes}")
+        return cls(str(value["name"]), *codes)
 
     def regions(self, label: np.ndarray) -> np.ndarray:
         """Region masks (3, *shape) bool in the order of REGIONS from raw codes (*shape)."""
@@ -65,7 +68,7 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
     """Read a label map from a dataset.json's `labels` ({"1": "edema", ...}); None where the words do not tell."""
     found: dict[str, int] = {}
     for code, words in names.items():
-        if not code.isdecimal():
+        if not (code.isdecimal() and len(code) < 10):
             return None
         text = str(words).lower()
         if "edema" in text or "ed" in text.split():
@@ -74,8 +77,8 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
             found["core"] = int(code)
         elif "enhanc" in text or text in ("et", "at"):
             found["enhancing"] = int(code)
-    if len(found) != 3 or len(set(found.values())) != 3:
-        return None
+    if len(found) != 3 or len(set(found.values())) != 3 or not all(1 <= code <= 255 for code in found.values()):
+        return None  # labels are stored as bytes, and 0 is what is no tumour
     for known in KNOWN.values():
         if (known.edema, known.core, known.enhancing) == (found["edema"], found["core"], found["enhancing"]):
             return known

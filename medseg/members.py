@@ -13,13 +13,15 @@ from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
 from medseg.models import build_model
 from medseg.msd import CaseFiles, read_scan
-from medseg.preparation import Preparation, prepare_case
+from medseg.preparation import LEAST_MM, Preparation, prepare_case
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing
+from medtrain.recipe import build
 from medtrain.strategy import Forward, inference
+from medtrain.trained import read_best
 
 
 @dataclass
@@ -36,17 +38,23 @@ class Member:
     @classmethod
     def load(cls, run: Path, device: torch.device) -> Self:
         """Read a run folder's checkpoint_best.pt; raises UserError."""
-        path = run / checkpoint.BEST
-        content = checkpoint.load(path)
+        path, content = read_best(run, label_map=dict, score=float | None)
+        recipe = SegRecipe.from_json(content["recipe"], str(path))
+        preparation = build(Preparation, content["preparation"], f"{path}, preparation")
         try:
-            recipe = SegRecipe.from_json(content["recipe"], str(path))
             label_map = LabelMap.from_dict(content["label_map"])
-            preparation = Preparation(**content["preparation"])
-        except (KeyError, TypeError):
-            raise UserError(f"{path} is a checkpoint of another task or version: name a brats run.") from None
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} does not tell what its labels mean: name another brats run.") from None
         if preparation.version != Preparation().version:
             raise UserError(f"{path} is of data prepared by another version of this program: train it again.")
-        model = build_model(recipe)
+        if 0 < preparation.spacing_mm < LEAST_MM:
+            raise UserError(
+                f"{path}, preparation: spacing_mm {preparation.spacing_mm:g} is no voxel size: train it again."
+            )
+        try:
+            model = build_model(recipe)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         checkpoint.load_model(model, content, path)
         forward = inference(model, recipe, device)
         return cls(recipe.name, recipe, forward, label_map, preparation, content["score"])

@@ -3,21 +3,19 @@
 Legend of shapes: C channels, X Y Z the file's voxel axes.
 """
 
-import json
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from medseg.labels import KNOWN, LabelMap, from_names
+from medseg.nifti import read_nifti
 from medtrain.errors import UserError
+from medtrain.files import leaves, parse_json
+from medtrain.wording import listed, plain, shown
 
 CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
 # File endings of BraTS case folders (up to 2021, and from 2023), in the order of CHANNELS.
@@ -89,23 +87,29 @@ def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
 def _read_msd(folder: Path, label_map: str) -> Dataset:
     where = folder / "dataset.json"
     try:
-        listing = json.loads(where.read_text(encoding="utf-8"))
-        entries = [(str(entry["image"]), str(entry["label"])) for entry in listing["training"]]
+        listing = parse_json(where)
+        entries = [(_text(entry["image"]), _text(entry["label"])) for entry in listing["training"]]
         modality = listing.get("modality") or listing["channel_names"]
         names = {str(code): str(words) for code, words in listing["labels"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{where} is not in MSD form ({type(error).__name__}: {error}): it needs training, labels and modality."
-        ) from None
+        reason = f"{type(error).__name__}: {shown(error, 60)}"
+        raise UserError(f"{where} is not in MSD form ({reason}): it needs training, labels and modality.") from None
     _check_channels(where, modality)
     known = from_names(names) if label_map == "auto" else KNOWN[label_map]
     if known is None:
-        raise UserError(f"{where}: labels {names} do not tell edema, non-enhancing and enhancing: give --label-map.")
+        words = listed([f"{code} {name}" for code, name in names.items()])
+        raise UserError(f"{where}: labels {words} do not tell edema, non-enhancing and enhancing: give --label-map.")
     if not entries:
         raise UserError(f"{where} lists no training case: give a data set with labelled cases.")
     cases = [_msd_case(folder, where, image, label) for image, label in entries]
     _refuse_twins(cases, where)
     return Dataset(folder, known, tuple(cases))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a path belongs")
+    return value
 
 
 def _check_channels(where: Path, modality: Any) -> None:
@@ -115,35 +119,56 @@ def _check_channels(where: Path, modality: Any) -> None:
         raise UserError(f"{where} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
     for name, wanted in zip(listed, CHANNELS, strict=True):
         if name.lower().replace("-", "").replace("_", "") not in SPELLINGS[wanted]:
-            raise UserError(f"{where} has channel {name!r} where {wanted} belongs: order them {', '.join(CHANNELS)}.")
+            raise UserError(
+                f"{where} has channel {shown(name, 40)!r} where {wanted} belongs: order them {', '.join(CHANNELS)}."
+            )
 
 
 def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
     for path in (image, label):
-        # by the words of the path: a link inside the folder is the owner's own, as on scratch file systems
         target = Path(os.path.normpath(folder.absolute() / path))
         if not target.is_relative_to(os.path.normpath(folder.absolute())):
-            raise UserError(f"{where} names {path}, which lies outside the data folder: correct the entry.")
-        if not target.is_file():
+            raise UserError(f"{where} names {shown(path)}, which lies outside the data folder: correct the entry.")
+        try:
+            there = target.is_file()
+        except OSError:  # a name too long
+            there = False
+        if not there:
             raise UserError(
-                f"{folder / path} is listed in dataset.json but is not there: restore it or drop the entry."
+                f"{shown(folder / path, 200)} is listed in dataset.json but is not there: restore it or drop the entry."
             )
-    return CaseFiles(case_id(Path(image)), (folder / image,), folder / label)
+        _stay_inside(folder, target)
+    return CaseFiles(case_id(folder / image), (folder / image,), folder / label)
+
+
+def _stay_inside(folder: Path, path: Path) -> None:
+    if leaves(folder, path):
+        raise UserError(
+            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
+            "MEDTRAIN_FOLLOW_LINKS=1."
+        )
 
 
 def case_id(path: Path) -> str:
     """A file's name without .nii or .nii.gz."""
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    raise UserError(f"{path} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
+            return _usable(path.name.removesuffix(suffix), path)
+    raise UserError(f"{shown(path)} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
+
+
+def _usable(name: str, path: Path) -> str:
+    """A case's name is a file's, a group's in the cache and a line's in tables."""
+    if name in ("", ".", "..") or not plain(name):
+        raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
+    return name
 
 
 def _refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
     seen: dict[str, CaseFiles] = {}
     for case in cases:
         if case.id in seen:
-            raise UserError(f"{where} has two cases named {case.id}: rename or remove one.")
+            raise UserError(f"{where} has two cases named {shown(case.id)}: rename or remove one.")
         seen[case.id] = case
 
 
@@ -160,19 +185,21 @@ def find_case_folders(folder: Path) -> list[CaseFiles]:
                 if role in found:
                     raise UserError(f"{path.parent} holds two {role} files: give every case a folder of its own.")
                 found[role] = path
+                _stay_inside(folder, path)
     cases = []
     for place, found in sorted(by_folder.items()):
         missing = [channel for channel in CHANNELS if channel not in found]
+        name = _usable(place.resolve().name, place)
         if missing:
             raise UserError(f"{place} has no {missing[0]} file: add it or take the folder out.")
-        cases.append(CaseFiles(place.resolve().name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
+        cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
     _refuse_twins(cases, folder)
     return cases
 
 
 def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
     """Load one case and check it; raises UserError naming the file that is wrong."""
-    loaded = [_load(path) for path in case.images]
+    loaded = [read_nifti(path) for path in case.images]
     affine = loaded[0][1]
     if len(loaded) == 1:
         data = loaded[0][0]
@@ -197,15 +224,15 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
 
 def _read_label(case: CaseFiles, shape: tuple[int, ...], affine: np.ndarray, label_map: LabelMap) -> np.ndarray:
     assert case.label is not None
-    data, found, _ = _load(case.label)
+    data, found, _ = read_nifti(case.label)
     if data.shape != shape:
         raise UserError(f"{case.label} has shape {data.shape}, its image {shape}: they must be on one grid.")
     _same_grid(case.label, found, case.images[0], affine)
     codes = {0, label_map.edema, label_map.core, label_map.enhancing}
-    odd = sorted(set(np.unique(data).tolist()) - codes)
-    if odd:
+    odd = data[~np.isin(data, list(codes))]
+    if odd.size:
         raise UserError(
-            f"{case.label} holds the label code {odd[0]:g}, label map {label_map.name} knows {sorted(codes)}: "
+            f"{case.label} holds the label code {odd.min():g}, label map {label_map.name} knows {sorted(codes)}: "
             "give the right --label-map."
         )
     return data.astype(np.uint8)
@@ -215,22 +242,3 @@ def _same_grid(path: Path, affine: np.ndarray, first: Path, first_affine: np.nda
     """A label stored left-right mirrored beside its image would else be learnt without a word."""
     if not np.allclose(affine, first_affine, atol=1e-2):
         raise UserError(f"{path} lies on another grid than {first.name} (their affines differ): resample it.")
-
-
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """(array float32, affine, the header's 348 bytes) of a NIfTI file."""
-    if not path.is_file():
-        raise UserError(f"{path} is not there: restore it or take the case out.")
-    try:
-        image: Any = nib.load(path)
-        affine = np.asarray(image.affine, float)
-        data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError, OverflowError, HeaderDataError, ImageFileError) as error:
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        raise UserError(f"{path} is cut short or damaged ({reason}): copy it again.") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"{path} has an affine that is not invertible: correct its header.")
-    if not np.issubdtype(data.dtype, np.number) or np.iscomplexobj(data):
-        raise UserError(f"{path} holds {data.dtype} voxels: export it with real numbers.")
-    header = nib.Nifti1Header.from_header(image.header, check=False)
-    return data.astype(np.float32, copy=False), affine, header.binaryblock

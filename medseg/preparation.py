@@ -5,6 +5,7 @@ Legend of shapes: C channels, X Y Z the file's voxel axes, D H W canonical axes.
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import zlib
@@ -27,13 +28,19 @@ from medseg.geometry import (
 )
 from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
+from medseg.nifti import MOST_VOXELS
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
+from medtrain.files import origin, remove_unfinished
+from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
+from medtrain.recipe import within
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
 VOXELS_KEPT = 2000
+# Nothing is resampled finer: no scanner sees it, and no memory holds it.
+LEAST_MM = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Preparation:
     `spacing_mm` 0 keeps each scan's own spacing. Raise `version` whenever the arithmetic changes.
     """
 
-    spacing_mm: float = 0.0
+    spacing_mm: float = within(0.0, 0, below=100)
     compressed: bool = False
     version: int = 1
 
@@ -62,6 +69,11 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
     odd = None if label is None else enhancement(image, native, label_map)
     voxel_mm = np.abs(nib.affines.voxel_sizes(scan.affine))[np.argsort(flips_axes[:, 0])]
     size = resampled_size(native.shape, voxel_mm, how.spacing_mm) if how.spacing_mm else native.shape
+    if image.shape[0] * math.prod(size) > MOST_VOXELS:
+        raise UserError(
+            f"case {case_id} would have {math.prod(size):,} voxels at {how.spacing_mm:g} mm: correct its header's "
+            "voxel size, or give a coarser --spacing-mm."
+        )
     arrays: dict[str, np.ndarray] = {}
     small = native
     if tuple(size) != native.shape:
@@ -114,13 +126,19 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     dataset = read_dataset(folder, label_map)
     parts = out.with_name(out.name + ".parts")
     wanted = {case.id: (case, _recipe(case, dataset.label_map, how)) for case in dataset.cases}
-    if out.exists() and _holds(out, wanted):
-        print(f"{out} already holds these {len(wanted)} cases", flush=True)
-        return out
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{parts} can not be made ({error.strerror}): give a writable --out.") from None
+    if not _holds(out, wanted, folder):
+        with locked(parts, f"preparing {out.name}", PATIENCE_S):
+            if not _holds(out, wanted, folder):  # another process may just have ended
+                remove_unfinished(out)
+                _make(dataset, out, wanted, how, workers)
+                shutil.rmtree(parts)
+    return out
+
+
+def _make(
+    dataset: Dataset, out: Path, wanted: dict[str, tuple[CaseFiles, str]], how: Preparation, workers: int
+) -> None:
+    parts = out.with_name(out.name + ".parts")
     todo = [case for case, recipe in wanted.values() if not part_fits(parts / f"{case.id}.h5", recipe)]
     if len(todo) < len(wanted):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} cases are prepared already", flush=True)
@@ -131,9 +149,8 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
         labels=dataset.label_map.to_dict(),
         spacing_mm=how.spacing_mm,
         preparation=asdict(how),
+        origin=origin(dataset.folder),
     )
-    shutil.rmtree(parts)
-    return out
 
 
 def _prepared(
@@ -172,17 +189,27 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]]) -> bool:
+def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]], folder: Path) -> bool:
+    """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
+    if not out.exists():
+        return False
     try:
         cache = Cache(out)
     except UserError as error:
-        reason = str(error).partition(":")[0].removeprefix(str(out)).strip()
+        reason = str(error).removeprefix(str(out)).partition(":")[0].strip()
         raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
     try:
-        found = {case: cache.file["cases"][case].attrs["recipe"] for case in cache.ids}
+        found = {case: str(cache.fact(case, "recipe")) for case in cache.ids}
+        made_from = cache.origin
     finally:
         cache.close()
-    return found == {case: recipe for case, (_, recipe) in wanted.items()}
+    if found == {case: recipe for case, (_, recipe) in wanted.items()}:
+        print(f"{out} already holds these {len(wanted)} cases", flush=True)
+        return True
+    if made_from != origin(folder) and not (made_from == "" and set(found) == set(wanted)):
+        raise UserError(f"{out} was made from another folder than {folder}: give another --out, or remove it first.")
+    print(f"note: {out} is of before the data or the options changed: it is made again", flush=True)
+    return False
 
 
 def report_enhancement(path: Path) -> list[str]:

@@ -11,20 +11,22 @@ from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train, within
 class VolumeData:
     """Which cases and crops; `crop` in voxels of the cache.
 
-    `foreground` is the share of crops that hold a tumour voxel. `holdout` names the validation cases outright; with
+    `foreground` is the share of crops that hold a tumour voxel. With `verify` the bytes of every case are compared with
+    its checksum when it is first read. `holdout` names the validation cases outright; with
     `val_fraction` 0 and no hold-out there is no validation, and the newest weights are kept.
     """
 
-    crop: tuple[int, int, int] = within((128, 128, 128), 1)
+    crop: tuple[int, int, int] = within((128, 128, 128), 1, most=4096)
     spacing_mm: float = within(0.0, 0)  # that the cache must have; 0: the scans' own
     foreground: float = within(0.0, 0)
     crops_per_case: int = within(1, 1)
     split_seed: int = 0
-    fold: int = 0
+    fold: int = within(0, 0)
     folds: int = within(0, 0)
     val_fraction: float = within(0.2, 0, below=1)
     test_fraction: float = within(0.0, 0, below=1)
     holdout: tuple[str, ...] = ()
+    verify: bool = field(default=False, metadata=NO_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +40,16 @@ class SegModel:
     """
 
     name: Literal["segresnet", "unetr", "swinunetr", "dynunet"] = "segresnet"
-    filters: int = within(16, 8)  # group normalisation has 8 groups
-    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
-    blocks_up: tuple[int, ...] = (1, 1, 1)
+    filters: int = within(16, 8, most=1024)  # group normalisation has 8 groups
+    blocks_down: tuple[int, ...] = within((1, 2, 2, 4), 1, most=64)
+    blocks_up: tuple[int, ...] = within((1, 1, 1), 1, most=64)
     dropout: float = within(0.2, 0, below=1)
-    feature: int = within(16, 1)
-    hidden: int = within(768, 1)
-    mlp: int = within(3072, 1)
-    heads: int = within(12, 1)
-    levels: int = within(6, 2)
-    supervised: int = within(3, 0)
+    feature: int = within(16, 1, most=1024)
+    hidden: int = within(768, 1, most=16384)
+    mlp: int = within(3072, 1, most=65536)
+    heads: int = within(12, 1, most=1024)
+    levels: int = within(6, 2, most=8)
+    supervised: int = within(3, 0, most=8)
     kernels: Literal["auto", "reference", "fused"] = field(default="auto", metadata=NO_EFFECT)
 
 
@@ -55,11 +57,11 @@ class SegModel:
 class Evaluate:
     """Sliding window: `window` (0,0,0) takes the crop size. `flips` averages over flips of `flip_axes` at the end."""
 
-    window: tuple[int, int, int] = within((0, 0, 0), 0)
+    window: tuple[int, int, int] = within((0, 0, 0), 0, most=4096)
     overlap: float = within(0.5, 0, below=1)
-    batch: int = within(2, 1, **NO_EFFECT)
+    batch: int = within(2, 1, most=65536, **NO_EFFECT)
     flips: bool = False
-    flip_axes: tuple[int, ...] = (0, 1, 2)
+    flip_axes: tuple[int, ...] = within((0, 1, 2), 0, most=2)
 
 
 @dataclass(frozen=True, kw_only=True)

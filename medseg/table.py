@@ -19,9 +19,11 @@ from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_text
 from medtrain.progress import track
-from medtrain.results import CaseRow, means, read_rows, to_csv, to_markdown, write_rows
+from medtrain.results import CaseRow, means, read_done, read_rows, to_csv, to_markdown, write_rows
+from medtrain.wording import shown
 
 HEAD = ("member", "Dice mean", *REGIONS, "label map", "cases", "epochs", "note")
+SCORES = ("mean", *REGIONS)
 RULES = (
     "Dice on the original spacing, mean over cases. Empty reference and empty prediction count 1, empty reference "
     "and non-empty prediction 0."
@@ -40,7 +42,9 @@ class Entry:
     @cached_property
     def rows(self) -> list[CaseRow]:
         """Its cases under its own name; none while it is not done."""
-        return [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv")] if self.done else []
+        return (
+            [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", SCORES)] if self.done else []
+        )
 
 
 def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights: str = "equal") -> int:
@@ -61,6 +65,10 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     for entry in done:
         if read_json(entry.run / "cache.json").get("fingerprint") != opened.fingerprint:
             raise UserError(f"{entry.run} was trained on other data than {cache} holds: train it again elsewhere.")
+        unknown = {row.case for row in entry.rows} - set(opened.ids)
+        if unknown:
+            raise UserError(f"{entry.run / 'cases.csv'} tells of {shown(min(unknown), 60)!r}, which {cache} has not: "
+                            "train that run again.")  # fmt: skip
     part = done[0].done["part"]  # type: ignore[index]
     together = _ensembles(sweep, opened, done, weights, part)
     write_rows(sweep / "cases.csv", [*rows, *together])
@@ -77,7 +85,8 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
 def _entry(sweep: Path, member: dict[str, Any]) -> Entry:
     run = sweep / member["folder"]
     finished = (run / "done.json").is_file() and (run / "cases.csv").is_file()
-    return Entry(member["label"], member["recipe"], run, read_json(run / "done.json") if finished else None)
+    done = read_done(run / "done.json", part=str, label_map=str, epochs=int) if finished else None
+    return Entry(member["label"], member["recipe"], run, done)
 
 
 def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, part: str) -> list[CaseRow]:

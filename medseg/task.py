@@ -12,6 +12,7 @@ from medseg.augment import VolumeSource
 from medseg.figures import overlay
 from medseg.geometry import Grid
 from medseg.labels import LabelMap
+from medseg.msd import CHANNELS
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
@@ -27,7 +28,15 @@ class SegTask:
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
         self.recipe, self.cache = recipe, cache
-        self.label_map = LabelMap.from_dict(cache.labels)
+        cache.verifying = recipe.data.verify
+        try:
+            self.label_map = LabelMap.from_dict(cache.labels)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
+        if len(cache.channels) != len(CHANNELS):
+            raise UserError(
+                f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
+            )
         if abs(cache.spacing_mm - recipe.data.spacing_mm) > 1e-6:
             raise UserError(
                 f"{cache.path} has spacing {cache.spacing_mm:g} mm, the recipe {recipe.data.spacing_mm:g} (0: the "
@@ -53,6 +62,11 @@ class SegTask:
                     f"{cache.path}: case {case} has {size} voxels, less than the crop {data.crop}: "
                     "--set data.crop to a smaller one."
                 )
+            for code in (self.label_map.edema, self.label_map.core, self.label_map.enhancing):
+                cache.array(case, f"voxels_{code}")
+            cache.array(case, "label")
+        for case in (*self.split.val, *self.split.test):
+            self.grid(case)
 
     def build_model(self) -> nn.Module:
         """The recipe's network with fresh weights."""
@@ -102,6 +116,7 @@ class SegTask:
         source = VolumeSource(
             cache=str(self.cache.path), cases=self.split.train, crop=recipe.data.crop, augment=recipe.augment,
             stream=stream, foreground=recipe.data.foreground, crops_per_case=recipe.data.crops_per_case, warps=on_cpu,
+            verify=recipe.data.verify,
         )  # fmt: skip
         return VolumeLoader(
             source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
@@ -126,12 +141,23 @@ class SegTask:
         return {"label_map": self.label_map.to_dict(), "preparation": self.cache.preparation}
 
     def grid(self, case: str) -> Grid:
-        """The way back to the scan's own grid."""
-        return Grid.from_dict(self.cache.facts(case)["grid"])
+        """The way back to the scan's own grid; raises UserError where it does not lead there."""
+        facts = self.cache.facts(case)
+        try:
+            grid = Grid.from_dict(facts["grid"])
+            fits = grid.native == self.cache.array(case, self._reference(case)).shape
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{self.cache.path}: case {case} is damaged (its grid): prepare it again.")
+        return grid
 
     def reference(self, case: str) -> np.ndarray:
         """The true label in the crop box at the scan's own spacing, (D,H,W) uint8."""
-        return self.cache.read(case, "label_native" if self.cache.has(case, "label_native") else "label")
+        return self.cache.read(case, self._reference(case))
+
+    def _reference(self, case: str) -> str:
+        return "label_native" if self.cache.has(case, "label_native") else "label"
 
     def flair(self, case: str) -> np.ndarray:
         """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""

@@ -5,8 +5,10 @@ Legend of shapes: C channels, D H W voxels along the canonical axes.
 
 import hashlib
 import json
+import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from medtrain import hdf5
 from medtrain.errors import UserError
 from medtrain.files import replacing
+from medtrain.wording import plain, shown
 
 FORMAT = "medtrain-cache"
-VERSION = 1
+VERSION = 2
 # Page-aligned data, so that a patch read touches no page of another case.
 ALIGNMENT = 4096
 
@@ -45,20 +49,20 @@ def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
 def write_part(path: Path, case: Case, *, recipe: str, compressed: bool = False) -> None:
     """Write one case as a file of its own, atomically; `recipe` tells how it was prepared (see `part_fits`)."""
     arrays = {"image": case.image_CDHW, "label": case.label_DHW, **case.arrays}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
         for name, array in arrays.items():
             _create(file, name, array, compressed)
-        file.attrs["facts"] = json.dumps(case.facts)
-        file.attrs["checksum"] = checksum(arrays.items())
-        file.attrs["recipe"] = recipe
+        file.attrs["facts"] = hdf5.text(json.dumps(case.facts))
+        file.attrs["checksum"] = hdf5.text(checksum(arrays.items()))
+        file.attrs["recipe"] = hdf5.text(recipe)
 
 
 def part_fits(path: Path, recipe: str) -> bool:
     """Whether a case file from an earlier run is whole and was prepared in the same way."""
     try:
         with h5py.File(path) as file:
-            return bool(file.attrs["recipe"] == recipe)
-    except (OSError, KeyError):
+            return bool(hdf5.attribute(file, "recipe") == recipe)
+    except hdf5.FAULTS:
         return False
 
 
@@ -80,22 +84,24 @@ def assemble(
     labels: Mapping[str, Any],
     spacing_mm: float,
     preparation: Mapping[str, Any],
+    origin: str = "",
 ) -> None:
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
-    The parts are left in place. What the iterable raises leaves no cache.
+    `origin` tells from which folder (see `files.origin`). The parts are left in place. What the iterable raises leaves
+    no cache.
     """
     with (
         replacing(out) as temporary,
         h5py.File(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
     ):
-        file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
-        file.attrs["kind"] = "volume"
-        file.attrs["channels"] = json.dumps(list(channels))
-        file.attrs["labels"] = json.dumps(dict(labels))
+        file.attrs["kind"] = hdf5.text("volume")
+        file.attrs["channels"] = hdf5.text(json.dumps(list(channels)))
+        file.attrs["labels"] = hdf5.text(json.dumps(dict(labels)))
         file.attrs["spacing_mm"] = spacing_mm
-        file.attrs["preparation"] = json.dumps(dict(preparation))
+        file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
+        file.attrs["origin"] = hdf5.text(origin)
         cases = file.create_group("cases")
         for name, part in parts:
             with h5py.File(part) as source:
@@ -104,46 +110,85 @@ def assemble(
                     source.copy(key, group)
                 for key in ("facts", "checksum", "recipe"):
                     group.attrs[key] = source.attrs[key]
+        file.attrs["format"] = hdf5.text(FORMAT)  # last: without it the file is no cache
+
+
+# Type and axes of a case's arrays by the beginning of their names.
+ARRAYS = {"image": ("f2", 4), "label": ("u1", 3), "voxels_": ("i2", 2)}
 
 
 class Cache:
     """An opened cache; read-only, safe to open in any number of processes. Errors are UserErrors naming the file.
 
     Contiguous arrays are read through one memory map of the file, so processes share the page cache and hold no
-    copy; compressed ones go through h5py.
+    copy; compressed ones go through h5py. With `verify`, a case's bytes are compared with its checksum before any of
+    them is used.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, verify: bool = False):
         self.path = Path(path)
         self.file = open_file(self.path, "volume")
-        self.channels: list[str] = json.loads(self.file.attrs["channels"])
-        self.labels: dict[str, Any] = json.loads(self.file.attrs["labels"])
-        self.spacing_mm = float(self.file.attrs["spacing_mm"])
-        self.preparation: dict[str, Any] = json.loads(self.file.attrs["preparation"])
-        self.ids: list[str] = sorted(self.file["cases"])
+        try:
+            self._read_facts()
+        except hdf5.FAULTS as error:
+            self.file.close()
+            raise UserError(f"{self.path} is damaged ({shown(error, 80)}): prepare it again.") from None
+        self.verifying = verify
+        self._verified: set[str] = set()
         self._views: dict[tuple[str, str], Any] = {}
+
+    def _read_facts(self) -> None:
+        about = {name: hdf5.attribute(self.file, name) for name in ("channels", "labels", "preparation")}
+        self.channels: list[str] = json.loads(about["channels"])
+        self.labels: dict[str, Any] = json.loads(about["labels"])
+        self.preparation: dict[str, Any] = json.loads(about["preparation"])
+        self.spacing_mm = float(hdf5.attribute(self.file, "spacing_mm"))
+        self.origin = str(hdf5.attribute(self.file, "origin"))
+        kinds = ((self.channels, list), (self.labels, dict), (self.preparation, dict))
+        if not all(isinstance(value, kind) for value, kind in kinds) or not 0 <= self.spacing_mm < math.inf:
+            raise ValueError("its attributes are of another type")
+        self._cases = hdf5.group(self.file, "cases")
+        self.ids: list[str] = sorted(self._cases)
+        if not all(map(plain, self.ids)):
+            raise ValueError("the name of a case can not be printed")
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
 
     @property
     def fingerprint(self) -> str:
         """A hash of every case's name and checksum: tells whether two caches hold the same data."""
-        pairs = [(case, str(self._group(case).attrs["checksum"])) for case in self.ids]
+        pairs = [(case, str(self.fact(case, "checksum"))) for case in self.ids]
         return hashlib.blake2b(json.dumps([self.labels, pairs], sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def array(self, case: str, name: str) -> Any:
         """An array of a case without reading it: a view of the memory map, or an h5py dataset if compressed."""
         key = (case, name)
         if key not in self._views:
-            dataset = self._group(case)[name]
-            offset = dataset.id.get_offset()
-            if offset is None or dataset.size == 0:
-                self._views[key] = dataset
-            else:
-                self._views[key] = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset).reshape(
-                    dataset.shape
-                )
+            if self.verifying and case not in self._verified:
+                self._verified.add(case)  # before, as the comparison reads arrays itself
+                if not self.intact(case):
+                    self._verified.discard(case)
+                    raise UserError(f"{self.path}: the bytes of case {case} have changed: prepare it again.")
+            with self._reading(case):
+                self._views[key] = self._view(case, name)
         return self._views[key]
+
+    def _view(self, case: str, name: str) -> Any:
+        kind, axes = next(value for key, value in ARRAYS.items() if name.startswith(key))
+        dataset = hdf5.dataset(self._group(case), name, kind, axes, len(self._map))
+        offset = dataset.id.get_offset()
+        view: Any = dataset
+        if offset is not None and dataset.size:
+            view = np.frombuffer(self._map, dataset.dtype, count=dataset.size, offset=offset).reshape(dataset.shape)
+        if name == "image" and view.shape[0] != len(self.channels):
+            raise ValueError(f"{view.shape[0]} channels")
+        if name == "label" and view.shape != self.array(case, "image").shape[1:]:
+            raise ValueError(f"label has shape {view.shape}, unlike the image")
+        if name.startswith("voxels_") and view.size:
+            voxels = view[...]
+            if voxels.shape[1] != 3 or voxels.min() < 0 or (voxels.max(0) >= self.array(case, "image").shape[1:]).any():
+                raise ValueError(f"{name} lie outside of the image")
+        return view
 
     def has(self, case: str, name: str) -> bool:
         """Whether the case holds an array of that name."""
@@ -151,33 +196,56 @@ class Cache:
 
     def facts(self, case: str) -> dict[str, Any]:
         """The JSON facts stored with a case."""
-        return json.loads(self._group(case).attrs["facts"])
+        with self._reading(case):
+            return dict(json.loads(self.fact(case, "facts")))
 
     def read(self, case: str, name: str) -> np.ndarray:
         """A whole array of a case, as a copy in memory."""
-        return np.array(self.array(case, name)[...])
+        source = self.array(case, name)
+        with self._reading(case):
+            return np.array(source[...])
 
     def patch(self, case: str, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """The box [start, stop) of the last three axes, as a contiguous copy; the box must lie in the volume."""
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         source = self.array(case, name)
-        return np.ascontiguousarray(source[(..., *box)])
+        with self._reading(case):
+            return np.ascontiguousarray(source[(..., *box)])
 
     def verify(self) -> Iterator[tuple[str, bool]]:
         """Yield (case, whether its bytes are those that were written)."""
         for case in self.ids:
+            yield case, self.intact(case)
+
+    def intact(self, case: str) -> bool:
+        """Whether a case's bytes are those that were written."""
+        try:
             group = self._group(case)
-            try:
-                found = checksum((name, group[name][...]) for name in group)
-            except OSError:
-                found = "unreadable"
-            yield case, found == group.attrs["checksum"]
+            views = ((name, self._view(case, name)) for name in group)
+            return bool(checksum((name, view[...]) for name, view in views) == hdf5.attribute(group, "checksum"))
+        except (UserError, StopIteration, *hdf5.FAULTS):
+            return False
+
+    def fact(self, case: str, name: str) -> Any:
+        """One attribute of a case, as it is stored."""
+        group = self._group(case)
+        with self._reading(case):
+            return hdf5.attribute(group, name)
 
     def _group(self, case: str) -> Any:
+        if case not in self._cases:
+            raise UserError(f"{self.path} has no case {case!r}: prepare it again from the right data set.")
+        with self._reading(case):
+            return hdf5.group(self._cases, case)
+
+    @contextmanager
+    def _reading(self, case: str) -> Iterator[None]:
+        """Whatever damaged bytes make the library stumble over is told as damage of the case."""
         try:
-            return self.file["cases"][case]
-        except KeyError:
-            raise UserError(f"{self.path} has no case {case!r}: prepare it again from the right data set.") from None
+            yield
+        except (StopIteration, *hdf5.FAULTS) as error:
+            words = shown(error, 80)
+            raise UserError(f"{self.path}: case {case} is damaged ({words}): prepare it again.") from None
 
     def close(self) -> None:
         """Close the file; the memory map ends with its last view."""
@@ -188,7 +256,7 @@ class Cache:
 def kind_of(path: Path) -> str:
     """`volume` or `image`; raises UserError where the file is no cache."""
     with open_file(path) as file:
-        return str(file.attrs["kind"])
+        return str(hdf5.attribute(file, "kind"))
 
 
 def open_file(path: Path, kind: str | None = None) -> Any:
@@ -199,14 +267,24 @@ def open_file(path: Path, kind: str | None = None) -> Any:
     try:
         # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
         file = h5py.File(path, "r", locking=False)
-    except OSError:
+    except hdf5.FAULTS:
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
-    if file.attrs.get("format") != FORMAT:
-        raise UserError(f"{path} is an HDF5 file of another program: {remedy}")
-    found = str(file.attrs.get("kind"))
-    if file.attrs.get("version") != VERSION or found not in ("volume", "image"):
-        words = f"version {file.attrs.get('version')}, kind {found}"
+    about = {}
+    for name in ("format", "version", "kind"):
+        try:
+            about[name] = hdf5.attribute(file, name)
+        except hdf5.FAULTS:
+            about[name] = None
+    form, version, found = about.values()
+    if form != FORMAT:
+        file.close()
+        words = "an HDF5 file of another program or of an earlier version of this one"
+        raise UserError(f"{path} is {words}, or damaged: {remedy}")
+    if version != VERSION or found not in ("volume", "image"):
+        file.close()
+        words = f"version {shown(version, 20)}, kind {shown(found, 20)}"
         raise UserError(f"{path} is a cache of {words}, this program reads version {VERSION}: {remedy}")
     if kind not in (None, found):
+        file.close()
         raise UserError(f"{path} is a cache of {found}s, this recipe needs one of {kind}s: name the other one.")
     return file

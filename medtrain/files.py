@@ -1,6 +1,8 @@
 """Files that are either whole or absent: written beside their place, flushed, then renamed."""
 
 import errno
+import glob
+import hashlib
 import json
 import os
 import re
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError, disk_full
+
+# Of a listing or plan; one of ten thousand members has 20 MB.
+MOST_JSON = 64 << 20
 
 
 @contextmanager
@@ -61,9 +66,54 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of this program; raises UserError where it is absent or damaged."""
+def parse_json(path: Path) -> Any:
+    """The value in a JSON file; raises ValueError for anything else, however large, deep or oddly coded."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path} is absent or damaged: take it from an intact copy, or remove its folder.") from None
+        with open(path, "rb") as file:
+            content = file.read(MOST_JSON + 1)
+    except OSError as error:
+        raise ValueError(error.strerror or "it can not be read") from None
+    if len(content) > MOST_JSON:
+        raise ValueError(f"more than {MOST_JSON >> 20} MB")
+    return parse_json_text(content.decode("utf-8"))
+
+
+def parse_json_text(text: str) -> Any:
+    """The value of a JSON text; raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if "\\ud" in text.lower():  # halves of a character can be neither printed nor written
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that this program wrote; raises UserError where it is absent or damaged."""
+    try:
+        value = parse_json(path)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is absent or damaged: take it from an intact copy, or remove its folder.")
+    return value
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; for who holds the lock on writing it."""
+    for left in path.parent.glob(f".*.{glob.escape(path.name)}"):
+        if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}", left.name):
+            left.unlink(missing_ok=True)
+
+
+def origin(folder: Path) -> str:
+    """Tells whether two things were made from one folder, and not which: a hash of its path."""
+    return hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
+
+
+def leaves(root: Path, path: Path) -> bool:
+    """Whether links lead out of `root` from a path that lies in it by its words. MEDTRAIN_FOLLOW_LINKS=1 lets them."""
+    if os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1":
+        return False
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

@@ -14,11 +14,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from medtrain.cache import FORMAT, VERSION, open_file
+from medtrain import hdf5
+from medtrain.cache import FORMAT, VERSION, checksum, open_file
 from medtrain.errors import UserError
 from medtrain.files import replacing
+from medtrain.wording import plain, shown
 
 COLUMNS = ("target", "size", "checksum", "histogram")
+# Type and axes of what is stored.
+COLUMN_TYPES = {
+    "path": ("S", 1), "target": ("i4", 1), "group": ("i4", 1), "size": ("i4", 2), "offsets": ("i8", 1),
+    "checksum": ("u1", 2), "histogram": ("f4", 2), "facts": ("u1", 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,16 @@ def digest(encoded: Any) -> bytes:
 
 def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.ndarray,
                  classes: Sequence[tuple[str, str]], facts: Mapping[str, Any],
-                 preparation: Mapping[str, Any]) -> None:  # fmt: skip
+                 preparation: Mapping[str, Any], origin: str = "") -> None:  # fmt: skip
     """Join parts of `size` bytes together into one cache, atomically, holding one part at a time.
 
-    `groups` (N,) are the near-duplicate groups; `facts` are JSON-able (what was set aside, and why).
+    `groups` (N,) are the near-duplicate groups; `facts` are JSON-able (what was set aside, and why); `origin` tells
+    from which folder (see `files.origin`).
     """
     with replacing(out) as temporary, h5py.File(temporary, "w", libver="v110") as file:
-        file.attrs.update({"format": FORMAT, "version": VERSION, "kind": "image"})
-        file.attrs["classes"] = json.dumps([list(pair) for pair in classes])
-        file.attrs["preparation"] = json.dumps(dict(preparation))
+        file.attrs.update({"version": VERSION, "kind": hdf5.text("image"), "origin": hdf5.text(origin)})
+        file.attrs["classes"] = hdf5.text(json.dumps([list(pair) for pair in classes]))
+        file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
         ends: list[int] = [0]
         paths: list[bytes] = []
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
@@ -66,50 +74,91 @@ def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.nd
         for name, column in columns.items():
             file[name] = np.concatenate(column)
         file["facts"] = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
+        sums = {name: checksum([(name, file[name][()])]) for name in COLUMN_TYPES}
+        file.attrs["columns"] = hdf5.text(json.dumps(sums))
+        file.attrs["format"] = hdf5.text(FORMAT)  # last: without it the file is no cache
 
 
 class ImageCache:
     """An opened cache of images; read-only, safe in any number of processes. Errors are UserErrors naming the file.
 
-    An image's id is its path in the data set. Columns are read whole (some dozen bytes an image), encoded bytes come
-    from one memory map of the file.
+    An image's id is its path in the data set. Columns are read whole (some hundred bytes an image), encoded bytes come
+    from one memory map of the file. With `verify`, an image's bytes are compared with their checksum before their use.
+    `facts` is what preparation told: files set aside and converted, the same file under two classes.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, verify: bool = False):
         self.path = Path(path)
         self.file = open_file(self.path, "image")
         try:
             self._read_columns()
-        except (KeyError, ValueError, OSError):
+        except hdf5.FAULTS as error:
             self.file.close()
-            raise UserError(f"{self.path} is damaged: prepare it again under another name.") from None
+            raise UserError(
+                f"{self.path} is damaged ({shown(error, 80)}): prepare it again under another name."
+            ) from None
+        self.verifying = verify
+        self._verified: set[int] = set()
 
     def _read_columns(self) -> None:
-        self.classes: list[tuple[str, str]] = [(a, b) for a, b in json.loads(self.file.attrs["classes"])]
-        self.preparation: dict[str, Any] = json.loads(self.file.attrs["preparation"])
-        self.ids: list[str] = [path.decode() for path in self.file["path"][()].tolist()]
-        self.target: np.ndarray = self.file["target"][()]
-        self.group: np.ndarray = self.file["group"][()]
-        self.size: np.ndarray = self.file["size"][()]
-        self._offsets: np.ndarray = self.file["offsets"][()]
+        self.classes: list[tuple[str, str]] = [(str(a), str(b)) for a, b in json.loads(self._told("classes"))]
+        self.preparation: dict[str, Any] = dict(json.loads(self._told("preparation")))
+        self.origin = str(self._told("origin"))
+        self._sums: dict[str, str] = dict(json.loads(self._told("columns")))
         with open(self.path, "rb") as raw:
-            whole = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-        dataset = self.file["bytes"]
-        self._bytes = np.frombuffer(whole, np.uint8, count=dataset.size, offset=dataset.id.get_offset())
+            self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        self.ids: list[str] = [path.decode() for path in self._column("path").tolist()]
+        self.target, self.group, self.size = (self._column(name) for name in ("target", "group", "size"))
+        self._offsets, self._checksums = (self._column(name) for name in ("offsets", "checksum"))
+        bytes_ = hdf5.dataset(self.file, "bytes", "u1", 1, len(self._map), plain=True)
+        offset = bytes_.id.get_offset() or 0
+        self._bytes = np.frombuffer(self._map, np.uint8, count=bytes_.size, offset=offset)
+        self.facts: dict[str, Any] = dict(json.loads(self._column("facts").tobytes()))
+        count = len(self.ids)
+        lengths = [len(c) for c in (self.target, self.group, self.size, self._checksums, self._stored("histogram"))]
+        steps = np.diff(self._offsets)
+        if (
+            {count, len(steps)} != {count, *lengths}
+            or self.size.shape[1:] != (2,)
+            or self._checksums.shape[1:] != (16,)
+        ):
+            raise ValueError("its columns differ in length")
+        if self._offsets[0] != 0 or self._offsets[-1] != self._bytes.size or (steps < 1).any():
+            raise ValueError("its offsets lie beyond its bytes")
+        if count and not (self.target.min() >= 0 and self.target.max() < len(self.classes) and self.size.min() > 0):
+            raise ValueError("its classes or sizes are out of range")
+        if len(set(self.ids)) < count or not all(map(plain, self.ids)):
+            raise ValueError("its names are no names of files")
+
+    def _column(self, name: str) -> Any:
+        values = self._stored(name)[()]
+        if self._sums[name] != checksum([(name, values)]):
+            raise ValueError(f"{name} has changed")
+        return values
+
+    def _told(self, name: str) -> Any:
+        return hdf5.attribute(self.file, name)
+
+    def _stored(self, name: str) -> Any:
+        kind, axes = COLUMN_TYPES[name]
+        return hdf5.dataset(self.file, name, kind, axes, len(self._map), plain=True)
 
     def encoded(self, index: int) -> np.ndarray:
         """The encoded bytes of an image, (length,) uint8, a view of the memory map."""
-        return self._bytes[self._offsets[index] : self._offsets[index + 1]]
+        content = self._bytes[self._offsets[index] : self._offsets[index + 1]]
+        if self.verifying and index not in self._verified:
+            if not self.intact(index):
+                raise UserError(f"{self.path}: the bytes of image {self.ids[index]} have changed: prepare it again.")
+            self._verified.add(int(index))
+        return content
 
     @property
     def histogram(self) -> np.ndarray:
         """(N,F) float32."""
-        return self.file["histogram"][()]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What preparation told: files set aside and converted, the same file under two classes."""
-        return json.loads(self.file["facts"][()].tobytes())
+        try:
+            return self._column("histogram")
+        except hdf5.FAULTS as error:
+            raise UserError(f"{self.path} is damaged ({shown(error, 80)}): prepare it again.") from None
 
     @property
     def cancers(self) -> list[str]:
@@ -125,10 +174,15 @@ class ImageCache:
         return made.hexdigest()
 
     def verify(self) -> Iterator[tuple[str, bool]]:
-        """Yield (image, whether its bytes are those that were written)."""
-        sums = self.file["checksum"][()]
+        """Yield (image, whether its bytes are those that were written); raises UserError for what is of all images."""
+        assert len(self.histogram) == len(self.ids)
         for index, name in enumerate(self.ids):
-            yield name, digest(self.encoded(index).tobytes()) == sums[index].tobytes()
+            yield name, self.intact(index)
+
+    def intact(self, index: int) -> bool:
+        """Whether an image's bytes are those that were written."""
+        content = self._bytes[self._offsets[index] : self._offsets[index + 1]]
+        return digest(content) == self._checksums[index].tobytes()
 
     def close(self) -> None:
         """Close the file; the memory map ends with its last view."""

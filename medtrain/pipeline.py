@@ -89,6 +89,8 @@ class Loader:
             found = TOLD.findall(str(error))
             if found:  # the last one: the text may quote the line below that raises it
                 case, words = found[-1]
+                if words.startswith("UserError: "):
+                    raise UserError(words.removeprefix("UserError: ")) from None
                 raise Failed(f"case {case} can not be loaded: {words}") from None
             dead = self._watch.verdict()
             if dead:
@@ -111,7 +113,7 @@ class Told:
         try:
             return self.source(info)
         except Exception as error:
-            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            words = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"<case {self.source.case_at(info.idx_in_epoch)}> {words} </case>") from None
 
 

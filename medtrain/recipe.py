@@ -4,13 +4,18 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from medtrain.errors import UserError
+from medtrain.files import parse_json_text
+from medtrain.wording import listed, shown
 
+# Above every sensible number, below what arithmetic on whole numbers of 64 bits and floats can not do.
+MOST = 2**53
 # Fields marked with this do not change the result, so two runs that differ only there share a signature.
 NO_EFFECT: dict[str, Any] = {"signature": False}
 
@@ -18,7 +23,7 @@ NO_EFFECT: dict[str, Any] = {"signature": False}
 def within(
     default: Any, least: float, below: float = float("inf"), *, most: float = float("inf"), **metadata: Any
 ) -> Any:
-    """A field whose numbers must be at least `least`, below `below`, at most `most`; `override` refuses others."""
+    """A field whose numbers must be at least `least`, below `below`, at most `most`; others are refused."""
     return field(default=default, metadata={"least": least, "below": below, "most": most, **metadata})
 
 
@@ -49,8 +54,8 @@ class Train:
     """
 
     epochs: int = within(1, 1)
-    batch: int = within(1, 1)
-    accumulate: int = within(1, 1)
+    batch: int = within(1, 1, most=65536)
+    accumulate: int = within(1, 1, most=65536)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
@@ -66,7 +71,7 @@ class Train:
     log_every: int = within(10, 1, **NO_EFFECT)  # steps
     max_skipped: int = within(10, 1, **NO_EFFECT)  # steps in a row without finite gradients, then training ends
     timeout_s: float = within(1800.0, 1, **NO_EFFECT)  # how long a rank waits for the others
-    workers: int = within(1, 0, **NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
+    workers: int = within(1, 0, most=1024, **NO_EFFECT)  # loader processes of one rank; 0 loads in the main process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +91,17 @@ class Recipe:
     def from_json(cls, text: str, origin: str = "recipe.json") -> Self:
         """Read `to_json`'s text back; a missing, unknown or ill-typed field is a UserError that names `origin`."""
         try:
-            value = json.loads(text)
+            value = parse_json_text(text)
         except ValueError as error:
-            raise UserError(f"{origin} is not JSON ({error}): take it from an intact run folder.") from None
-        return _build(cls, value, origin)
+            words = shown(error, 80)
+            raise UserError(f"{origin} is not JSON ({words}): take it from an intact run folder.") from None
+        made = build(cls, value, origin)
+        task = next(f.default for f in dataclasses.fields(cls) if f.name == "task")
+        if task not in (dataclasses.MISSING, made.task):
+            raise UserError(f"{origin}, field task: {shown(made.task, 40)!r} is no recipe of {task}: name another one.")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", made.name):  # it becomes a folder's name
+            raise UserError(f"{origin}, field name: {shown(made.name, 40)!r} is no recipe's name: take an intact copy.")
+        return made
 
     def override(self, assignments: list[str]) -> Self:
         """Apply `section.key=value` texts, typed from the annotations; raises UserError with near names."""
@@ -97,7 +109,9 @@ class Recipe:
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             if not equals:
-                raise UserError(f"--set {assignment!r} has no '=': write section.key=value, such as optim.lr=3e-4.")
+                raise UserError(
+                    f"--set {shown(assignment, 60)!r} has no '=': write section.key=value, such as optim.lr=3e-4."
+                )
             recipe = _replace(recipe, path.strip().split("."), text.strip(), path.strip())
         return recipe
 
@@ -147,12 +161,13 @@ def _replace(value: Any, keys: list[str], text: str, path: str, root: Any = None
         leaf = path.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(path, names, 3, 0.5)
         near += [n for n in names if n.rsplit(".", 1)[-1] == leaf and n not in near]
-        raise UserError(f"--set {path}: no such field; near ones: {', '.join(near or names)}.")
+        raise UserError(f"--set {shown(path, 60)}: no such field; near ones: {listed(near or names, 8)}.")
     if nested:
         new = _replace(getattr(value, key), keys[1:], text, path, root)
     else:
-        new = _parse(hints[key], text, f"--set {path}={text}")
-        _check_range(next(f for f in dataclasses.fields(value) if f.name == key), new, f"--set {path}={text}")
+        where = f"--set {path}={shown(text, 80)}"
+        new = _parse(hints[key], text, where)
+        _check_range(next(f for f in dataclasses.fields(value) if f.name == key), new, where)
     return dataclasses.replace(value, **{key: new})
 
 
@@ -181,6 +196,8 @@ def _check_range(item: Any, value: Any, where: str) -> None:
     if least is None:
         return
     for number in value if isinstance(value, tuple) else (value,):
+        if number is None:
+            continue
         if not (least <= number < below and number <= most):
             bound = f" and below {below:g}" if below < float("inf") else ""
             bound += f" and at most {most:g}" if most < float("inf") else ""
@@ -200,7 +217,7 @@ def _check(hint: Any, value: Any, where: str) -> Any:
     """Value as the annotated type, from a number, a text or a JSON value; raises UserError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in arguments:
+        if not isinstance(value, str) or value not in arguments:
             raise UserError(f"{where}: needs one of {', '.join(map(str, arguments))}.")
         return value
     if origin in (typing.Union, types.UnionType):
@@ -209,26 +226,33 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return _check(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise UserError(f"{where}: needs a list of {len(arguments)} values.")
+            many = "" if arguments[-1] is Ellipsis else f" of {len(arguments)} values"
+            raise UserError(f"{where}: needs a list{many}.")
         return tuple(_check(arguments[0], item, where) for item in value)
+    if hint in (int, float) and isinstance(value, (int, float)) and not abs(value) <= MOST:
+        raise UserError(f"{where}: needs a number of at most {MOST:g}.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}: needs {'a whole number' if hint is int else 'a ' + hint.__name__}.")
+        words = {int: "a whole number", bool: "true or false", str: "a text", float: "a number"}
+        raise UserError(f"{where}: needs {words.get(hint, 'a ' + hint.__name__)}.")
     return value
 
 
-def _build(cls: Any, value: Any, where: str) -> Any:
+def build(cls: Any, value: Any, where: str) -> Any:
+    """A dataclass from a JSON object: every field of its annotated type and in its range, no other ones.
+
+    A field that changes no result may be missing, as in files of before it was there. Raises UserError naming `where`.
+    """
     hints = typing.get_type_hints(cls)
-    if not isinstance(value, dict) or set(value) != set(hints):
-        odd = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else [type(value).__name__]
-        raise UserError(
-            f"{where} has missing or unknown fields ({', '.join(odd)}): it is of another version or damaged."
-        )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    light = {name for name, f in fields.items() if not f.metadata.get("signature", True)}
+    if not isinstance(value, dict) or (set(value) ^ set(hints)) - (light - set(value)):
+        odd = sorted((set(value) ^ set(hints)) - light) if isinstance(value, dict) else [type(value).__name__]
+        raise UserError(f"{where} has missing or unknown fields ({listed(odd)}): it is of another version or damaged.")
     made = {}
-    for key, hint in hints.items():
-        inner = f"{where}, field {key}"
-        made[key] = (
-            _build(hint, value[key], inner) if dataclasses.is_dataclass(hint) else _check(hint, value[key], inner)
-        )
+    for key, given in value.items():
+        inner, hint = f"{where}, field {key}", hints[key]
+        made[key] = build(hint, given, inner) if dataclasses.is_dataclass(hint) else _check(hint, given, inner)
+        _check_range(fields[key], made[key], inner)
     return cls(**made)

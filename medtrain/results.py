@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medtrain.errors import UserError
-from medtrain.files import write_text
+from medtrain.files import read_json, write_text
+
+HEAD = ["member", "case", "part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class CaseRow:
 def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
     """Write rows as CSV, atomically; every row has the same scores."""
     names = list(rows[0].scores) if rows else []
-    lines = [["member", "case", "part", *names]]
+    lines = [[*HEAD, *names]]
     lines += [[r.member, r.case, r.part, *(_number(r.scores[name]) for name in names)] for r in rows]
     write_text(path, to_csv(lines))
 
@@ -33,17 +36,35 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
-def read_rows(path: Path) -> list[CaseRow]:
-    """Read `write_rows`'s file back; raises UserError where it is absent or of another form."""
+def read_rows(path: Path, needs: Sequence[str] = ()) -> list[CaseRow]:
+    """Read `write_rows`'s file back. Raises UserError where it is absent or of another form, lacks a score that `needs`
+    names, tells of a case twice, or holds what is no number.
+    """
     try:
         lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
         names = lines[0][3:]
-        return [
+        rows = [
             CaseRow(member=m, case=c, part=p, scores={n: float(v) for n, v in zip(names, values, strict=True)})
             for m, c, p, *values in lines[1:]
         ]
-    except (OSError, IndexError, ValueError):
+        if lines[0][:3] != HEAD or len(set(names)) < len(names) or (rows and not set(needs) <= set(names)):
+            raise ValueError
+        if len({(row.member, row.case, row.part) for row in rows}) < len(rows):
+            raise ValueError
+        if not all(math.isfinite(value) for row in rows for value in row.scores.values()):
+            raise ValueError
+        return rows
+    except (OSError, IndexError, ValueError, csv.Error):
         raise UserError(f"{path} is absent or not a table of case rows: train or finish the run again.") from None
+
+
+def read_done(path: Path, **kinds: Any) -> dict[str, Any]:
+    """Read a run's done.json, whose entries must be of these types; raises UserError."""
+    done = read_json(path)
+    for name, kind in kinds.items():
+        if not isinstance(done.get(name), kind):
+            raise UserError(f"{path} is damaged ({name}): remove it, and train that run to its end again.")
+    return done
 
 
 def means(rows: Iterable[CaseRow]) -> dict[str, float]:

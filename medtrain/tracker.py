@@ -24,7 +24,7 @@ class Tracker:
         self.progress = Progress(total, "train", start=step, quiet=not active)
         self.writer: Any = None
         self.status = run / STATUS
-        self.total, self.first, self.began, self.beaten = total, step, time.time(), 0.0
+        self.total, self.first, self.began, self.beaten = total, step, time.monotonic(), -BEAT_S
         self.scores: dict[str, float] = {}
         if active:
             from torch.utils.tensorboard import SummaryWriter
@@ -46,15 +46,17 @@ class Tracker:
     def beat(self, step: int, epoch: float, *, scores: Mapping[str, float] | None = None, phase: str = "train") -> None:
         """Say in status.json where the run stands, every few seconds and at every score; others read it meanwhile."""
         self.scores |= scores or {}
-        now = time.time()
+        now = time.monotonic()
         if not self.active or (not scores and phase == "train" and now - self.beaten < BEAT_S and step < self.total):
             return
         self.beaten = now
         spent = (now - self.began) / max(1, step - self.first)
+        left_s = round(spent * (self.total - step)) if step > self.first else None
         told = {"phase": phase, "step": step, "total": self.total, "epoch": round(epoch, 3), "scores": self.scores,
-                "time": now, "left_s": round(spent * (self.total - step)) if step > self.first else None}  # fmt: skip
+                "time": time.time(), "left_s": left_s}  # fmt: skip
         with replacing(self.status, flush=False) as temporary:  # only the present matters
-            temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(told) + "
+", encoding="utf-8")
 
     def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         """Log an RGB picture (H,W,3) uint8."""

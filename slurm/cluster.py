@@ -56,7 +56,7 @@ class Cluster:
     def where(self, key: str) -> str:
         """The place of a key for an error message: file and line, or the cluster's name."""
         if key in self.lines:
-            return f"{self.file}, line {self.lines[key]} ({key} = {getattr(self, key)!r})"
+            return f"{self.file}, line {self.lines[key]} ({key} = {_shown(getattr(self, key))!r})"
         return f"cluster {self.name}" + (f" of {self.file}" if self.file else "")
 
     def python_command(self) -> str:
@@ -77,6 +77,15 @@ def _home(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def _shown(value: object) -> str:
+    """In one line, the middle of a long text left out."""
+    text = str(value)
+    short = text if len(text) <= 80 else f"{text[:40]}…{text[-40:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
+# A file of a thousand clusters is smaller; no node has so many of anything.
+MOST_BYTES, MOST = 4 << 20, 1_000_000
 KEYS = {f.name: f for f in dataclasses.fields(Cluster) if f.name not in ("name", "file", "lines")}
 
 
@@ -90,16 +99,18 @@ def read_cluster(name: str, file: Path | None = None) -> Cluster:
         if name == HERE and file is None:
             return here()
         raise ClusterError(f"{path} is not there: describe the cluster in it as slurm/README.md shows.")
-    text = path.read_text(encoding="utf-8", errors="replace")
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES >> 20} MB")
+        text = path.read_bytes().decode("utf-8")
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ClusterError(f"{path} is not TOML ({error}): correct that line.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ClusterError(f"{path} is not TOML ({_shown(error)}): correct that line.") from None
     if name not in tables:
         if name == HERE:
             return here()
-        known = [key for key, value in tables.items() if isinstance(value, dict)]
-        raise ClusterError(f"{path} has no cluster {name!r}: it describes {', '.join(known) or 'none'}.")
+        known = [_shown(key) for key, value in tables.items() if isinstance(value, dict)][:8]
+        raise ClusterError(f"{path} has no cluster {_shown(name)!r}: it describes {', '.join(known) or 'none'}.")
     if not isinstance(tables[name], dict):
         raise ClusterError(f"{path}: {name} is no table: write [{name}] and its keys below.")
     lines = _lines(text, name)
@@ -110,8 +121,8 @@ def read_cluster(name: str, file: Path | None = None) -> Cluster:
 def _typed(path: Path, lines: dict[str, int], table: str, key: str, value: Any) -> Any:
     place = f"{path}, line {lines.get(key, 1)}"
     if key not in KEYS:
-        near = difflib.get_close_matches(key, KEYS, 3, 0.5) or list(KEYS)
-        raise ClusterError(f"{place}: there is no key {key!r}: choose {', '.join(near)}.")
+        near = difflib.get_close_matches(key[:99], KEYS, 3, 0.5) or [*list(KEYS)[:10], "or see slurm/README.md"]
+        raise ClusterError(f"{place}: there is no key {_shown(key)!r}: choose {', '.join(near)}.")
     wanted = KEYS[key].type
     if wanted is str and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # mem = 64000
@@ -137,8 +148,16 @@ def _checked(cluster: Cluster) -> Cluster:
         if getattr(cluster, key) and minutes(getattr(cluster, key)) is None:
             raise ClusterError(f"{cluster.where(key)} is no time: write it as 12:00:00 or 2-00:00:00.")
     for key, least in (("gpus_per_node", 0), ("cpus_per_gpu", 1), ("throttle", 0), ("signal_s", 1)):
-        if getattr(cluster, key) < least:
-            raise ClusterError(f"{cluster.where(key)} must be at least {least}.")
+        if not least <= getattr(cluster, key) < MOST:
+            raise ClusterError(f"{cluster.where(key)} must be at least {least} and below {MOST}.")
+    for key in KEYS:  # each becomes a line or a word for sbatch; `setup` and `sbatch` are read as they are
+        value = getattr(cluster, key)
+        texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) and key != "setup" else []
+        if not all(text.isprintable() for text in texts):
+            raise ClusterError(f"{cluster.where(key)} holds a line break or the like: take it out.")
+    for key, value in cluster.sbatch.items():
+        if not isinstance(value, str | int | float) or not str(value).isprintable() or not key.isprintable():
+            raise ClusterError(f"{cluster.where('sbatch')}: {_shown(key)} must be a text or a number of one line.")
     if cluster.mem and not re.fullmatch(r"\d+[KMGT]?B?", cluster.mem, re.IGNORECASE):
         raise ClusterError(f"{cluster.where('mem')} is no memory: write it as 64G.")
     return cluster

@@ -202,7 +202,7 @@ def test_another_sweep_in_the_folder_and_an_unwritable_one(
     assert "10:00:00" in capsys.readouterr().out
     (tmp_path / "file").write_text("")
     assert run_main(*words(slurm, phantoms, tmp_path / "file" / "s")) == 2
-    assert "can not be made (Not a directory): give another --out" in capsys.readouterr().err
+    assert "can not be made (Not a directory): give a writable --out" in capsys.readouterr().err
     assert run_main("sweep", "brats_demo", "--data", phantoms, "--out", "/proc/x") == 2
     assert "can not be made" in capsys.readouterr().err
     (out / "plan.json").write_text("{}")

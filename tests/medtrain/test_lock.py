@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_it_is_held_and_given_back(tmp_path: Path) -> None:
     [({"pid": 1}, False), ({"host": "other"}, False), ({"host": "other", "age_s": 200}, True),
      ({"age_s": 200}, False), ({"pid": None}, True)],
 )  # fmt: skip
-def test_stale_locks_are_recognised_and_taken_over(tmp_path: Path, values: dict[str, object], stale: bool) -> None:
+def test_stale_locks_are_recognised_and_taken_over(
+    tmp_path: Path, values: dict[str, object], stale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
     chosen = {**values, "pid": dead_pid()} if "pid" in values and values["pid"] is None else values
     write(tmp_path, **chosen)  # type: ignore[arg-type]
     held = holder(tmp_path)
@@ -65,7 +69,8 @@ def test_stale_locks_are_recognised_and_taken_over(tmp_path: Path, values: dict[
         assert (tmp_path / NAME).exists()
 
 
-def test_a_lock_cut_short_is_stale_once_it_is_old(tmp_path: Path) -> None:
+def test_a_lock_cut_short_is_stale_once_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.2)
     path = tmp_path / NAME
     path.write_text("")
     with pytest.raises(UserError), locked(tmp_path, "mine"):
@@ -73,6 +78,53 @@ def test_a_lock_cut_short_is_stale_once_it_is_old(tmp_path: Path) -> None:
     os.utime(path, (time.time() - 60,) * 2)
     with locked(tmp_path, "mine"):
         pass
+
+
+@pytest.mark.parametrize("jump_s", [-1e6, 1e6])
+def test_a_clock_that_is_set_takes_no_lock_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float) -> None:
+    """The holder elsewhere touches its lock, but by this clock it seems to be dead since days, or not yet born."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.3)
+    path, ended, now = write(tmp_path, host="other"), threading.Event(), time.time
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            os.utime(path)
+
+    holder_elsewhere = threading.Thread(target=beat)
+    holder_elsewhere.start()
+    try:
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+        with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
+            pass
+    finally:
+        ended.set()
+        holder_elsewhere.join()
+    monkeypatch.setattr(time, "time", lambda: now() + 1e6)
+    with locked(tmp_path, "mine"):
+        assert json.loads(path.read_text())["doing"] == "mine"
+
+
+def test_one_who_was_killed_elsewhere_a_moment_ago_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    write(tmp_path, host="other")
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
+        pass
+    with locked(tmp_path, "mine", patience_s=60):
+        assert json.loads((tmp_path / NAME).read_text())["doing"] == "mine"
+
+
+def test_a_process_number_used_again_is_not_the_holder(tmp_path: Path) -> None:
+    write(tmp_path, started="12345")
+    held = holder(tmp_path)
+    assert held is not None
+    assert held["stale"] is True
+    with locked(tmp_path, "mine"):
+        told = holder(tmp_path)
+        assert told is not None
+        assert told["stale"] is False
 
 
 def test_the_holder_keeps_it_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_override_is_typed() -> None:
         ("lr=1", "optim.lr"),
         ("optim=1", "optim."),
         ("optim.lr", "section.key=value"),
-        ("optim.lr=fast", "needs a float"),
+        ("optim.lr=fast", "needs a number"),
         ("train.batch=1.5", "whole number"),
         ("train.batch=true", "whole number"),
         ("train.deterministic=1", "true or false"),

@@ -48,7 +48,7 @@ def test_prepare(
 
     for part in parts:
         with h5py.File(part) as file:
-            assert part_fits(part, file.attrs["recipe"])
+            assert part_fits(part, file.attrs["recipe"].decode())
 
 
 def test_train(

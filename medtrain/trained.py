@@ -1,0 +1,44 @@
+"""What a run leaves for prediction, read with suspicion: it may come from anywhere."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtrain import checkpoint
+from medtrain.errors import UserError
+
+
+def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
+    """(path, content) of a run's checkpoint_best.pt, whose entries are of these types beside `model` (finite tensors by
+    name), `recipe` (JSON) and `preparation` (a dictionary); raises UserError.
+    """
+    path = run / checkpoint.BEST
+    refuse_packed(path)
+    try:
+        content = checkpoint.load(path)
+    except UserError:
+        raise
+    except Exception:  # torch's reader raises whatever the bytes make it stumble over
+        raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.") from None
+    for name, kind in {"model": dict, "recipe": str, "preparation": dict, **kinds}.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path} is a checkpoint of another task or version ({name}): name a run of this task.")
+    for name, tensor in content["model"].items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise UserError(f"{path} holds no tensors by name: remove it or copy it again.")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path} holds weights that are no numbers: train it again with a lower optim.lr.")
+    return path, content
+
+
+def refuse_packed(path: Path) -> None:
+    """UserError where an archive says that it unpacks to more than its own bytes; torch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(record.file_size for record in archive.infolist())
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive at all: told by who reads it
+    if inside > path.stat().st_size:
+        raise UserError(f"{path} is packed, as no checkpoint of this program is: remove it or copy it again.")

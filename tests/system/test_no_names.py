@@ -1,0 +1,79 @@
+"""What names a patient in a scan's header or in the folders around the data set stands in nothing that is written."""
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+from conftest import TINY
+from hostile import with_header
+from launch_helpers import run_main
+
+from medlaunch import report
+
+SECRETS = {
+    "descrip": b"Doe^Jane 1970-01-01", "aux_file": b"/pacs/doe_jane", "db_name": b"DOE_JANE_8",
+    "intent_name": b"doe_jane_t", "data_type": b"DOEJANE_7",
+}  # fmt: skip
+FOLDER = "Doe_Jane_MRN123456"
+
+
+def told(path: Path) -> bytes:
+    """A file's bytes, and those it is packed from."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content += gzip.decompress(content)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content += b"".join(archive.read(name) for name in archive.namelist())
+    return content
+
+
+@pytest.mark.slow
+def test_a_sweep_and_a_prediction(phantoms: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / FOLDER / "Task01", tmp_path / "out"
+    for path in sorted(phantoms.rglob("*")):
+        target = data / path.relative_to(phantoms)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.name.endswith(".nii.gz"):
+            raw = with_header(gzip.decompress(path.read_bytes()), **SECRETS)
+            extension = nib.nifti1.Nifti1Extension("comment", b"Doe^Jane, ward 7")
+            image = nib.Nifti1Image.from_bytes(raw)
+            image.header.extensions.append(extension)
+            for name, value in SECRETS.items():
+                image.header[name] = value
+            target.write_bytes(gzip.compress(with_header(image.to_bytes(), **SECRETS), 1))
+        elif path.is_file():
+            target.write_bytes(path.read_bytes())
+    scan = data / "imagesTr" / "PHANTOM_000.nii.gz"
+    assert all(value in told(scan) for value in SECRETS.values())
+    sets = [part for item in TINY for part in ("--set", item)]
+    assert run_main("sweep", "brats_demo", "--data", data, "--out", out / "sweep", "--models", "segresnet", *sets) == 0
+    (run,) = (path.parent for path in (out / "sweep").rglob("done.json"))
+    assert run_main("predict", "--members", run, "--image", scan, "--out", out / "labels") == 0
+    assert run_main("status", out / "sweep", "--files-only") == 0
+    printed = "".join(capfd.readouterr())
+    words = [*SECRETS.values(), b"Doe", b"ward 7", FOLDER.encode(), b"pacs"]
+    looked = {"terminal": printed.encode()}
+    looked |= {str(path.relative_to(out)): told(path) for path in sorted(out.rglob("*")) if path.is_file()}
+    for kind in ("cache.h5", "tfevents", "table.md", "table.csv", "cases.csv", "jobs", ".nii.gz", "checkpoint_best.pt"):
+        assert any(kind in name for name in looked), kind
+    found = []
+    for name, content in looked.items():
+        if name == "sweep/plan.json":  # where the data lie must stand in it, so that the sweep can go on
+            continue
+        both = content.lower()
+        found += [(name, w) for w in words if w.lower() in both or w.hex().encode() in both]
+    assert found == []
+
+
+def test_what_is_named_as_a_log_is_shown_from_the_sweep_only(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    for place in (tmp_path, sweep):
+        (place / "a.log").write_text("Traceback\nRuntimeError: what only its owner may read\n")
+    (sweep / "link.log").symlink_to(tmp_path / "a.log")
+    assert "what only its owner" in report._last_words(sweep, str(sweep / "a.log"))
+    for log in (tmp_path / "a.log", sweep / "link.log", sweep / ".." / "a.log", sweep, "/dev/zero", ""):
+        assert report._last_words(sweep, str(log)) == ""
