@@ -11,6 +11,7 @@ setup(
     # `kernels`, `launch` and `slurm` are the top-level names of other distributions, hence the prefix.
     packages=[
         "medkernels",
+        "medkernels.augment",
         "medkernels.group_norm_relu",
         "medkernels.region_dice",
         "medkernels.upsample_add",

@@ -69,6 +69,7 @@ def main() -> None:
         region_dice(layout)
         upsample_add(layout)
     window_accumulate()
+    augment()
 
 
 def group_norm_relu(layout: torch.memory_format) -> None:
@@ -113,6 +114,15 @@ def window_accumulate() -> None:
     importance, weight, total = torch.empty(32, 32, 32), torch.empty(48, 48, 48), torch.empty(2, 3, 48, 48, 48)
     windows = torch.empty(2, 2, 3, 32, 32, 32, dtype=torch.bfloat16)
     fused.window_accumulate(total, weight, windows, [(0, 0, 0), (16, 16, 16)], importance)
+
+
+def augment() -> None:
+    """Two crops of four channels."""
+    from medkernels.augment import fused
+
+    image, label = torch.empty(4 * 64**3, dtype=torch.float16), torch.empty(64**3, dtype=torch.uint8)
+    table = torch.zeros(2, 10, dtype=torch.int64)
+    fused.augment(image, label, table, torch.empty(2, 23), 4, (32, 32, 32))
 
 
 if __name__ == "__main__":

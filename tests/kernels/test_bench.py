@@ -61,3 +61,11 @@ def test_a_row_has_a_cell_for_every_column(tmp_path: Path, monkeypatch: pytest.M
     (row,) = csv.reader((tmp_path / "benchmarks.csv").read_text(encoding="utf-8").splitlines())
     assert len(row) == len(measurement.HEAD)
     assert row[11] == "a device"
+
+
+def test_the_count_of_a_steps_elements_is_that_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = load(BENCH / "step_bytes.py", monkeypatch).elements(32, 2)
+    levels = [2 * 16 * 32**3 // 4**n for n in range(4)]  # channels double, sides halve
+    # two norms a block, blocks 1 2 2 4 down and 1 1 1 up, and one before the last convolution
+    norms = sum(n * level for n, level in zip((5, 6, 6, 8), levels, strict=True))
+    assert counts == {"group_norm_relu": norms, "upsample_add": sum(levels[:3]), "region_dice": 2 * 3 * 32**3}

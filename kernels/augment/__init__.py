@@ -1,0 +1,87 @@
+"""Crop, flip, affine warp and intensity of samples in one gather from volumes that stay on the GPU.
+
+Legend of shapes: V volumes, B samples, R length of a parameter row, C channels, D H W the crop.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from medkernels.augment import reference
+from medkernels.dispatch import Impl, use_fused
+
+APPLIED = ("warp", "matrix", "flip", "scale", "shift")
+IDENTITY = {"noise": 0.0, "blur": 0.0, "contrast": 1.0, "low": 1.0, "gamma": 1.0}
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Volumes of any sizes end to end: image (all voxels of all channels) float16 or uint8, label uint8 codes."""
+
+    image: torch.Tensor
+    label: torch.Tensor
+    sizes: tuple[tuple[int, int, int], ...]
+    channels: int
+
+    @classmethod
+    def pack(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device | str) -> Self:
+        """From image (C,D,H,W) and label (D,H,W) of each case; ValueError where they do not fit together."""
+        images, labels, sizes = [], [], []
+        for image_CDHW, label_DHW in pairs:
+            if image_CDHW.shape[1:] != label_DHW.shape or image_CDHW.dtype not in (torch.float16, torch.uint8):
+                raise ValueError(f"image {tuple(image_CDHW.shape)} {image_CDHW.dtype}, label {tuple(label_DHW.shape)}")
+            images.append(image_CDHW.reshape(-1).to(device))
+            labels.append(label_DHW.reshape(-1).to(device))
+            sizes.append((label_DHW.shape[0], label_DHW.shape[1], label_DHW.shape[2]))
+        channels = images[0].numel() // labels[0].numel()
+        if any(image.numel() != channels * label.numel() for image, label in zip(images, labels, strict=True)):
+            raise ValueError("volumes need to have the same number of channels")
+        return cls(torch.cat(images), torch.cat(labels), tuple(sizes), channels)
+
+    def first_voxel(self, volume: int) -> int:
+        """Where a volume's label begins; its image begins at so many times the channels."""
+        return sum(d * h * w for d, h, w in self.sizes[:volume])
+
+
+def augment(
+    volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows_BR: torch.Tensor, fields: Mapping[str, slice], crop: Sequence[int], *, impl: Impl = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Image (B,C,D,H,W) float32 and label (B,D,H,W) uint8 of samples, each from the box (start, stop) of its case.
+
+    x[i] = scale * trilinear(box, M (f(i) + 1/2) - 1/2) + shift, f the flips, M the 3x4 matrix in D, H, W order with
+    voxel centres at one half, or the identity where `warp` is 0; zero outside of the box; labels by the nearest voxel.
+    `rows_BR` float32 on the CPU and `fields`, where each field lies in a row, are those of the DALI pipeline
+    (`medtrain.rows`). Raises ValueError for rows that ask for what one gather can not do (noise, blur, contrast, low
+    resolution, gamma), or boxes that do not fit; FusedUnavailable with `impl="fused"` on an unable device.
+    """
+    _check(volumes, cases, boxes, rows_BR, fields, crop)
+    parts = {name: rows_BR[:, fields[name]] for name in APPLIED}
+    identity = torch.eye(3, 4).reshape(1, 12)
+    matrix = torch.where(parts["warp"] != 0, parts["matrix"], identity)
+    parameters = torch.cat([matrix, parts["flip"], parts["scale"], parts["shift"]], 1)
+    table = torch.tensor(
+        [[volumes.first_voxel(case), *volumes.sizes[case], *start, *stop]
+         for case, (start, stop) in zip(cases, boxes, strict=True)]
+    )  # fmt: skip
+    if use_fused("augment", impl, (volumes.image, volumes.label)):
+        from medkernels.augment import fused
+
+        return fused.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
+    return reference.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
+
+
+def _check(volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]],
+           rows_BR: torch.Tensor, fields: Mapping[str, slice], crop: Sequence[int]) -> None:  # fmt: skip
+    if not len(cases) == len(boxes) == len(rows_BR) > 0:
+        raise ValueError(f"{len(cases)} cases, {len(boxes)} boxes and {len(rows_BR)} rows need to be as many, not none")
+    for name, value in IDENTITY.items():
+        if not bool((rows_BR[:, fields[name]] == value).all()):
+            raise ValueError(f"a row asks for {name}, which is no part of this gather")
+    still = rows_BR[:, fields["warp"]][:, 0] == 0
+    for case, (start, stop), plain in zip(cases, boxes, still.tolist(), strict=True):
+        inside = all(0 <= a < b <= n for a, b, n in zip(start, stop, volumes.sizes[case], strict=True))
+        if not inside or (plain and [b - a for a, b in zip(start, stop, strict=True)] != list(crop)):
+            raise ValueError(f"box {start} to {stop} does not fit {volumes.sizes[case]} voxels and crop {tuple(crop)}")
