@@ -55,8 +55,7 @@ class Tracker:
         told = {"phase": phase, "step": step, "total": self.total, "epoch": round(epoch, 3), "scores": self.scores,
                 "time": time.time(), "left_s": left_s}  # fmt: skip
         with replacing(self.status, flush=False) as temporary:  # only the present matters
-            temporary.write_text(json.dumps(told) + "
-", encoding="utf-8")
+            temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
     def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         """Log an RGB picture (H,W,3) uint8."""
