@@ -69,7 +69,9 @@ class StartedRun:
         if way.endswith("to all"):
             targets = self.processes()
         elif way.endswith("one rank"):
-            targets = [rng.choice([pid for pid in self.processes() if "RANK" in environment(pid)] or self.processes())]
+            found = self.processes()  # none where it has just ended
+            ranks = [pid for pid in found if "RANK" in environment(pid)] or found
+            targets = [rng.choice(ranks)] if ranks else []
         else:
             targets = [self.process.pid]
         for pid in targets:
