@@ -39,12 +39,12 @@ def told(settings: str) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_strategies_agree(settings: str) -> None:
-    """Four steps: like one process within 2e-4 (fp32) or 5e-3 (bf16); bit by bit again from the state; and one process
+    """Four steps: like one process within 5e-4 (fp32) or 3e-2 (bf16, batch normalisation); bit by bit again from the state; and one process
     goes on from the state of two ranks.
     """
     found = told(settings)
     assert tuple(found) == NETWORKS
-    tolerance = 2e-4 if settings.endswith("fp32") else 5e-3
+    tolerance = 5e-4 if settings.endswith("fp32") else 3e-2
     for network, losses in found.items():
         assert losses["ranks"] == pytest.approx(losses["single"], abs=tolerance), network
         assert losses["again"] == losses["ranks"], network
