@@ -39,8 +39,8 @@ def told(settings: str) -> dict[str, dict[str, list[float]]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_strategies_agree(settings: str) -> None:
-    """Four steps: like one process within 5e-4 (fp32) or 3e-2 (bf16, batch normalisation); bit by bit again from the state; and one process
-    goes on from the state of two ranks.
+    """Four steps: like one process within 5e-4 (fp32) or 3e-2 (bf16, with batch normalisation); bit by bit again from
+    the state; and one process goes on from the state of two ranks.
     """
     found = told(settings)
     assert tuple(found) == NETWORKS
