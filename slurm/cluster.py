@@ -56,7 +56,7 @@ class Cluster:
     def where(self, key: str) -> str:
         """The place of a key for an error message: file and line, or the cluster's name."""
         if key in self.lines:
-            return f"{self.file}, line {self.lines[key]} ({key} = {_shown(getattr(self, key))!r})"
+            return f"{self.file}, line {self.lines[key]} ({key} = {_shown(repr(getattr(self, key)))})"
         return f"cluster {self.name}" + (f" of {self.file}" if self.file else "")
 
     def python_command(self) -> str:

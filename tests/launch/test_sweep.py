@@ -206,9 +206,10 @@ def test_refusals_of_image_sweeps(
         (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0.6", "--set", "data.val_fraction=0.6"),
          "leave nothing for training"),
     ):  # fmt: skip
-        assert run_main("sweep", *arguments, "--out", tmp_path / arguments[0]) == 2
+        out = tmp_path / ("phantoms" if arguments[2] == phantoms else "pictures") / str(arguments[0])
+        assert run_main("sweep", *arguments, "--out", out) == 2
         assert words in capsys.readouterr().err
-    assert not list(tmp_path.glob("*/multicancer_*"))
+    assert not list(tmp_path.glob("*/*/multicancer_*"))
 
 
 def test_folds_and_seeds_make_an_ensemble_a_fold(phantoms: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
+        # lazily: TensorBoard's thread may still hold its file
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_prepare(

@@ -68,8 +68,15 @@ def test_prepare_and_train(options: dict[str, Any], phantoms: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [{"LC_ALL": "C"}, {"LC_ALL": "POSIX"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
-    ids=["C", "POSIX", "C, ASCII"],
+    [
+        pytest.param({"LC_ALL": "C"}, id="C"),
+        pytest.param({"LC_ALL": "POSIX"}, id="POSIX"),
+        pytest.param(
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            id="C, ASCII",
+            marks=pytest.mark.xfail(reason="Python's file names are ASCII then: names of dataset.json are not found"),
+        ),
+    ],
 )
 def test_names_that_are_not_ascii(environment: dict[str, str], phantoms: Path, pictures: Path, tmp_path: Path) -> None:
     data = tmp_path / "Köln-données" / "données"
