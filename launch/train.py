@@ -51,6 +51,7 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
         done = judge(recipe, engine, task, out)
         distributed.barrier()
     except (Stopped, UserError):
+        distributed.say_failed()
         distributed.finish()
         raise
     except Exception as error:
@@ -104,7 +105,7 @@ def open_run(recipe: Recipe, cache: Any, out: Path) -> None:
     """Make the run folder; raises UserError where a run of another recipe or on other data lies there."""
     there, data = out / "recipe.json", out / "cache.json"
     if there.exists():
-        other = type(recipe).from_json(there.read_text(encoding="utf-8"), str(there))
+        other = type(recipe).from_json(there.read_text(encoding="utf-8", errors="replace"), str(there))
         if other.signature != recipe.signature:
             raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
         if read_json(data).get("fingerprint") != cache.fingerprint:

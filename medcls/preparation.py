@@ -17,7 +17,7 @@ from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_
 from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.errors import UserError
-from medtrain.files import leaves, origin, remove_unfinished, replacing, write_text
+from medtrain.files import leaves, origin, remove_leftovers, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
@@ -53,7 +53,7 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     if not _holds(out, wanted, place, strict):
         with locked(folder, f"preparing {out.name}", PATIENCE_S):
             if not _holds(out, wanted, place, strict):  # another process may just have ended
-                remove_unfinished(out)
+                remove_leftovers(out.parent, out.name)
                 parts = [folder / f"{recipe}.h5" for recipe in recipes]
                 _examine(data, chunks, parts, workers)
                 _assemble(data, parts, out, wanted, strict, workers, origin(place))

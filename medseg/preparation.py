@@ -31,7 +31,7 @@ from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_sc
 from medseg.nifti import MOST_VOXELS
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
-from medtrain.files import origin, remove_unfinished
+from medtrain.files import origin, remove_leftovers
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
@@ -129,7 +129,7 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     if not _holds(out, wanted, folder):
         with locked(parts, f"preparing {out.name}", PATIENCE_S):
             if not _holds(out, wanted, folder):  # another process may just have ended
-                remove_unfinished(out)
+                remove_leftovers(out.parent, out.name)
                 _make(dataset, out, wanted, how, workers)
                 shutil.rmtree(parts)
     return out

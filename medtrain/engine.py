@@ -114,6 +114,8 @@ class Engine:
                 gc.disable()  # ranks would collect at different steps and wait for each other
                 self._train_steps(self.tracker)
                 self.tracker.say(f"parts of a step: {shares(self.meter.spent)}")
+                if self.profile:
+                    self.tracker.say(f"note: no profile: it needs {self.profile.needed} steps of one start")
         finally:
             gc.enable()
             self.writer.wait()  # whatever happened, what was to be saved is on the disk
@@ -296,12 +298,19 @@ class Engine:
         if path is None:
             return
         content = checkpoint.load(path)
-        if content["signature"] != self.recipe.signature:
+        if content.get("signature") != self.recipe.signature:
             raise UserError(f"{path} is of another recipe: give another --out or remove that folder.")
-        self.strategy.load(content)
-        if self.ema:
-            self.ema.load(content["ema"])
-        self.step, self.best, self.scores = content["step"], content["best"], content["scores"]
+        try:
+            self.strategy.load(content)
+            if self.ema:
+                self.ema.load(content["ema"])
+            self.step, self.best, self.scores = int(content["step"]), float(content["best"]), list(content["scores"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            fits = "state_dict" not in str(error) and "size" not in str(error)
+            if isinstance(error, RuntimeError) and fits:  # memory, or a lost partner
+                raise
+            words = "is damaged or of another version"
+            raise UserError(f"{path} {words}: remove it or copy it again.") from None
         if self.ranks.is_main and self.step < self.total:
             print(f"going on from step {self.step} of {self.total}", flush=True)
 

@@ -36,7 +36,7 @@ def free_words(path: str | os.PathLike[str]) -> str:
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
-        return f" ({shutil.disk_usage(place).free:,} bytes are free)" if Path(path).is_absolute() else ""
+        return f" ({shutil.disk_usage(place).free:,} bytes are free)"
     except OSError:
         return ""
 
@@ -59,10 +59,10 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
     try:
         return main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Failed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is saved", file=sys.stderr)
@@ -72,8 +72,8 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
         return 141  # as a program that SIGPIPE ended
     except (OSError, RuntimeError) as error:
         if disk_full(error):
-            where = getattr(error, "filename", None) or "the output folder"
-            words = f"no space left while writing {where}{free_words(where)}"
+            where = getattr(error, "filename", None)
+            words = f"no space left while writing {f'{where}{free_words(where)}' if where else 'the output folder'}"
             print(f"error: {words}: free some and run the same command.", file=sys.stderr)
             return 2
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename:

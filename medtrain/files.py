@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed, then renamed."""
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -48,10 +47,10 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         os.close(folder)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; for a folder that only this process writes in."""
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove the temporary files of killed writers, all or those of one file; for who alone writes there."""
     for path in folder.glob(".*"):
-        if re.match(r"\.\d+\.", path.name) and path.is_file():
+        if re.fullmatch(rf"\.\d+\.{re.escape(name) or '.*'}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -98,13 +97,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is absent or damaged: take it from an intact copy, or remove its folder.")
     return value
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it; for who holds the lock on writing it."""
-    for left in path.parent.glob(f".*.{glob.escape(path.name)}"):
-        if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}", left.name):
-            left.unlink(missing_ok=True)
 
 
 def origin(folder: Path) -> str:

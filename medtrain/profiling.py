@@ -19,6 +19,7 @@ class Profile:
 
     def __init__(self, run: Path, steps: int, device: torch.device):
         self.steps, self.folder = steps, run / "profile"
+        self.needed = WAIT + WARMUP + steps
         self.seen = 0
         self.rows: list[tuple[str, float, float]] = []
         kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -34,7 +35,7 @@ class Profile:
         """One more step is done; True as soon as the last measured one is."""
         self._profiler.step()
         self.seen += 1
-        if self.seen != WAIT + WARMUP + self.steps:
+        if self.seen != self.needed:
             return False
         self._profiler.stop()
         return True

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
-from medtrain.errors import UserError
+from medtrain.errors import UserError, out_of_memory
 from medtrain.recipe import Optim, Recipe
+from medtrain.wording import shown
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -145,7 +146,7 @@ class Single:
         self.device = ranks.device
         self.clip_norm = recipe.optim.clip_norm
         self.layout = layout_of(model) if recipe.train.channels_last else torch.contiguous_format
-        self.compiling = recipe.train.compile
+        self.compiling, self._compiled = recipe.train.compile, False
         self.model = model.to(ranks.device)
         if recipe.train.channels_last:
             self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -183,17 +184,25 @@ class Single:
         """The network's outputs in training, computed in mixed precision, in float32."""
         with self.autocast():
             inputs = inputs.contiguous(memory_format=self.layout)
-            if self.compiling != "try":
-                return self.called(inputs).float()
-            try:
-                outputs = self.called(inputs)
-            except Exception as error:  # compilers fail in many ways
-                first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-                print(f"note: not compiled ({type(error).__name__}: {first}); the run goes on without", flush=True)
-                self.called = self.wrapped
-                outputs = self.called(inputs)
-            self.compiling = "on"
-            return outputs.float()
+            if self.called is not self.wrapped and not self._compiled:
+                return self._compile(inputs).float()
+            return self.called(inputs).float()
+
+    def _compile(self, inputs: torch.Tensor) -> Any:
+        """The first call of the compiled network, in which the compiler may fail."""
+        try:
+            outputs = self.called(inputs)
+        except Exception as error:  # compilers fail in many ways
+            if out_of_memory(error):
+                raise
+            words = f"torch.compile fails ({type(error).__name__}: {shown(error, 120)})"
+            if self.compiling == "on":
+                raise UserError(f"{words}: --set train.compile=try or off.") from error
+            print(f"note: {words}; the run goes on without", flush=True)
+            self.compiling, self.called = "off", self.wrapped
+            return self.called(inputs)
+        self._compiled = True
+        return outputs
 
     def evaluated(self) -> nn.Module:
         """The network as evaluation calls it, under `autocast`; whole on every rank."""

@@ -1,6 +1,5 @@
 """What a run leaves for prediction, read with suspicion: it may come from anywhere."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,7 @@ def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
     name), `recipe` (JSON) and `preparation` (a dictionary); raises UserError.
     """
     path = run / checkpoint.BEST
-    refuse_packed(path)
-    try:
-        content = checkpoint.load(path)
-    except UserError:
-        raise
-    except Exception:  # torch's reader raises whatever the bytes make it stumble over
-        raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.") from None
+    content = checkpoint.load(path)
     for name, kind in {"model": dict, "recipe": str, "preparation": dict, **kinds}.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is a checkpoint of another task or version ({name}): name a run of this task.")
@@ -31,14 +24,3 @@ def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path} holds weights that are no numbers: train it again with a lower optim.lr.")
     return path, content
-
-
-def refuse_packed(path: Path) -> None:
-    """UserError where an archive says that it unpacks to more than its own bytes; torch packs nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = sum(record.file_size for record in archive.infolist())
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
-        return  # no archive at all: told by who reads it
-    if inside > path.stat().st_size:
-        raise UserError(f"{path} is packed, as no checkpoint of this program is: remove it or copy it again.")

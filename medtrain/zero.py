@@ -5,7 +5,6 @@ What is saved is put together and plain, in the form of one process, so that any
 
 import copy
 import itertools
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from torch.nn import functional
 from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
+from medtrain.files import parse_json
 from medtrain.recipe import Recipe
 from medtrain.strategy import DTYPES, Group, Single
 
@@ -58,8 +58,8 @@ def configuration(recipe: Recipe, world: int, precision: str) -> dict[str, Any]:
 
 def _extra(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = parse_json(path)
+    except ValueError as error:
         raise UserError(f"{path} can not be read as JSON ({error}): correct train.deepspeed.") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no settings of DeepSpeed: it needs a JSON object.")
@@ -107,8 +107,6 @@ class DeepSpeed(Single):
         deepspeed = _library(ranks)
         super().__init__(model, groups, recipe, ranks)
         self._order = [parameter for group in groups for parameter in group["params"]]
-        self._about = [{key: value for key, value in group.items() if key != "params"} for group in
-                       self.optimizer.param_groups]  # fmt: skip
         self._sizes = [len(group["params"]) for group in groups]
         self._fixed = False  # whether the network that is evaluated holds given weights
         self.stage = recipe.train.zero
@@ -142,9 +140,8 @@ class DeepSpeed(Single):
         return list(getattr(self.inner, name))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.engine(
-            inputs.contiguous(memory_format=self.layout)
-        ).float()  # in mixed precision by its own settings
+        # in mixed precision by its own settings
+        return self.engine(inputs.contiguous(memory_format=self.layout)).float()
 
     def evaluated(self) -> nn.Module:
         """The network for evaluation, whole on every rank; collective."""
@@ -219,8 +216,8 @@ class DeepSpeed(Single):
             if step is not None:
                 states[n]["step"] = step.clone()
         ends = list(itertools.accumulate(self._sizes))
-        groups = [{**about, "lr": now["lr"], "params": list(range(end - size, end))} for about, now, size, end in
-                  zip(self._about, self.inner.param_groups, self._sizes, ends, strict=True)]  # fmt: skip
+        groups = [{**group, "params": list(range(end - size, end))} for group, size, end in
+                  zip(self.inner.param_groups, self._sizes, ends, strict=True)]  # fmt: skip
         return {"model": self.weights(), "optimizer": {"state": states, "param_groups": groups}, "scaler": {}}
 
     def load(self, state: dict[str, Any]) -> None:

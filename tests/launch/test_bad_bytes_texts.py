@@ -85,7 +85,6 @@ RECIPES: dict[str, tuple[Change, str]] = {
 
 
 READ = [(name, program) for name in RECIPES for program in ("predict", "train")]
-READ.remove(("not UTF-8", "train"))
 
 
 @pytest.mark.parametrize(("name", "program"), READ)

@@ -8,7 +8,7 @@ import copy
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ from medtrain.strategy import Single, make_strategy, one_group
 from medtrain.writer import on_host
 
 STEPS = 2
+Mean = Callable[[torch.Tensor], torch.Tensor]
+
+
+def own(loss: torch.Tensor) -> torch.Tensor:
+    """The loss of one process that has the whole batch."""
+    return loss
 
 
 def networks() -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
@@ -48,15 +54,15 @@ def inputs(first: torch.Tensor, rank: int, step: int) -> torch.Tensor:
     return shifted if first.ndim == 4 else shifted * (1 + 0.5 * rank)
 
 
-def run(strategy: Single, batches: list[torch.Tensor], lr: float) -> list[float]:
-    """Mean losses over ranks, a step each."""
+def run(strategy: Single, batches: list[torch.Tensor], lr: float, mean: Mean = distributed.mean) -> list[float]:
+    """Losses, a step each; their mean over ranks, or another one where no rank shares the work."""
     strategy.train_mode()
     losses = []
     for batch in batches:
         loss = (strategy.forward(batch).float() - 0.3).square().mean()
         strategy.backward(loss)
         strategy.step(lr)
-        losses.append(float(distributed.mean(loss.detach())))
+        losses.append(float(mean(loss.detach())))
     return losses
 
 
@@ -83,7 +89,7 @@ def main() -> None:
         mine = [inputs(first, ranks.rank, step) for step in range(2 * STEPS)]
         whole = [torch.cat([inputs(first, rank, step) for rank in range(2)]) for step in range(2 * STEPS)]
         reference = alone(recipe, build)
-        losses = {"single": run_alone(reference, whole, lr)}
+        losses = {"single": run(reference, whole, lr, own)}
         torch.manual_seed(1)
         model = build(recipe)
         strategy = make_strategy(model, one_group(model), recipe, ranks)
@@ -97,25 +103,13 @@ def main() -> None:
         losses["again"] = before + run(other, mine[STEPS:], lr)
         moved = alone(recipe, build)
         moved.load(copy.deepcopy(state))
-        losses["moved"] = before + run_alone(moved, whole[STEPS:], lr)
+        losses["moved"] = before + run(moved, whole[STEPS:], lr, own)
         plainly: nn.Module = build(recipe)
         plainly.load_state_dict(state["model"], strict=True)
         if ranks.is_main:
             print(json.dumps({"settings": settings, "network": name, **losses}), flush=True)
         distributed.barrier()
     distributed.finish()
-
-
-def run_alone(strategy: Single, batches: list[torch.Tensor], lr: float) -> list[float]:
-    """Losses of one process, which no rank shares."""
-    strategy.train_mode()
-    losses = []
-    for batch in batches:
-        loss = (strategy.forward(batch).float() - 0.3).square().mean()
-        strategy.backward(loss)
-        strategy.step(lr)
-        losses.append(float(loss.detach()))
-    return losses
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from launch_helpers import run_main, run_script
 from monai.networks.nets import SegResNet
 
 from medlaunch.train import run
-from medseg.recipes import SegRecipe
+from medseg.phantom import write_dataset
+from medseg.preparation import Preparation, prepare_dataset
+from medseg.recipes import RECIPES, SegRecipe
 from medtrain import checkpoint
 from medtrain.engine import Engine
 from medtrain.errors import Stopped
@@ -241,3 +243,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(cache: Path, tiny: Tiny, tmp
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in told]
     assert len(losses[1]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["swinunetr", "dynunet"])
+def test_the_further_networks_train_validate_and_end(name: str, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", cases=3, seed=3, shape=(64, 88, 56), spacing_mm=2.5)
+    larger = prepare_dataset(data, tmp_path / "c.h5", Preparation())
+    recipe = RECIPES[f"brats_{name}_demo"]().override([
+        "data.crop=32,64,32", "data.spacing_mm=0", "train.batch=2", "train.epochs=1", "train.precision=fp32",
+        "train.workers=0", "train.log_every=1",
+    ])  # fmt: skip
+    done = run(recipe, larger, tmp_path / "run")
+    assert done["status"] == "done"
+    assert set(done["scores"]) == {"mean", "TC", "WT", "ET"}
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", checkpoint.BEST).values())

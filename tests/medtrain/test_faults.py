@@ -116,3 +116,24 @@ def test_no_memory(cache: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Engine, "train_step", lambda self, *rest: torch.empty(10**15))
     with pytest.raises(UserError, match=r"memory of the host is full: lower train\.batch or data\.crop"):
         run(tiny(), cache, tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["optimizer", "ema", "scores", "a weight", "a shape", "signature"])
+def test_a_checkpoint_that_lacks_something_is_not_gone_on_from(
+    what: str, cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "run", tiny("optim.ema=0.9")
+    run(recipe, cache, out)
+    (out / "done.json").unlink()
+    content = checkpoint.load(out / checkpoint.LAST)
+    name = next(iter(content["model"]))
+    if what == "a weight":
+        del content["model"][name]
+    elif what == "a shape":
+        content["model"][name] = torch.zeros(1, 2)
+    else:
+        del content[what]
+    checkpoint.save(out / checkpoint.LAST, content)
+    with pytest.raises(UserError, match=r"checkpoint_last\.pt is (damaged or )?of another") as caught:
+        run(recipe, cache, out)
+    assert "\n" not in str(caught.value)

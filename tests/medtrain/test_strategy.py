@@ -146,6 +146,7 @@ def test_a_compiler_that_fails_is_fallen_back_from_by_choice(
     inputs = torch.randn(3, 8)
     strategy = Single(model, one_group(model), tiny("train.compile=try"), CPU)
     assert torch.equal(strategy.forward(inputs), model(inputs))
-    assert "not compiled (RuntimeError: no compiler here)" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match="no compiler"):
+    assert "fails (RuntimeError: no compiler here); the run goes on without" in capsys.readouterr().out
+    assert strategy.compiling == "off"  # also for what is wrapped anew
+    with pytest.raises(UserError, match=r"no compiler here\): --set train\.compile=try or off"):
         Single(model, one_group(model), tiny("train.compile=on"), CPU).forward(inputs)
