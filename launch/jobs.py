@@ -136,8 +136,11 @@ def check_some(door: Any, recipes: Sequence[Any], cache: Any, weights: str) -> N
 
 def reason_of(error: BaseException) -> str:
     """An error in one line."""
+    from medtrain.errors import Failed
+
     text = str(error).splitlines()[0] if str(error) else ""
-    return f"{'' if is_users(error) else type(error).__name__ + ': '}{text}"[:300]
+    said = is_users(error) or isinstance(error, Failed)  # sentences for people
+    return f"{'' if said else type(error).__name__ + ': '}{text}"[:300]
 
 
 def is_users(error: BaseException) -> bool:

@@ -184,13 +184,16 @@ def _merge_gradients(plain_NCK, normed_NCK, weight_C, plain_NG, normed_NG, dweig
     dweight = tl.zeros([BLOCK_C], tl.float32)
     dbias = tl.zeros([BLOCK_C], tl.float32)
     for n in range(N):
-        plain = tl.zeros([BLOCK_C], tl.float32)
-        normed = tl.zeros([BLOCK_C], tl.float32)
+        # summed after the loop: Triton 3.7 can not compile a sum inside whose result is used twice
+        plains = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
+        normeds = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
         for start in range(0, K, BLOCK_K):
             at = ((n * C + c) * K + start)[:, None] + i[None, :]
             inside = (lane < channels)[:, None] & (start + i < K)[None, :]
-            plain += tl.sum(tl.load(plain_NCK + at, mask=inside, other=0.0), 1)
-            normed += tl.sum(tl.load(normed_NCK + at, mask=inside, other=0.0), 1)
+            plains += tl.load(plain_NCK + at, mask=inside, other=0.0)
+            normeds += tl.load(normed_NCK + at, mask=inside, other=0.0)
+        plain = tl.sum(plains, 1)
+        normed = tl.sum(normeds, 1)
         dbias += plain
         dweight += normed
         tl.store(plain_NG + n * G + g, tl.sum(plain * weight, 0) / voxels)
