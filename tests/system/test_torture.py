@@ -18,7 +18,8 @@ KILLS = int(os.environ.get("MEDTRAIN_KILLS", "2"))
 SEG = ("data.crop=32,32,32", "data.spacing_mm=0", "data.val_fraction=0.4", "train.batch=2", "train.epochs=30",
        "train.validate_every=10", "train.precision=fp32", "train.workers=0", "train.deterministic=true",
        "train.save_every_s=0")  # fmt: skip
-CLS = ("data.size=32", "data.cancer=Oral Cancer", "train.batch=4", "train.epochs=12", "train.precision=fp32",
+CLS = ("data.size=32", "data.cancer=Oral Cancer", "train.batch=4", f"train.epochs={max(12, 3 * KILLS)}",
+       "train.precision=fp32",
        "train.workers=1", "train.validate_every=4", "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
 
 
