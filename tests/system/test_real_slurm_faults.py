@@ -129,8 +129,8 @@ def test_too_much_memory_is_the_reason_in_the_table(sweeps: Sweeps, tmp_path: Pa
 def test_a_loss_that_is_no_number_is_the_reason_in_the_table(sweeps: Sweeps, tmp_path: Path) -> None:
     """Where every member fails there is no table to make: the final job says why, in one sentence."""
     out = tmp_path / "sweep"
-    sweeps.submit(out, "--models", "segresnet", sets=("optim.lr=1e15", "optim.weight_decay=1e15", "optim.clip_norm=0", "train.log_every=1",
-                                                  "train.epochs=9"))  # fmt: skip
+    sets = ("optim.lr=1e15", "optim.weight_decay=1e15", "optim.clip_norm=0", "train.log_every=1", "train.epochs=9")
+    sweeps.submit(out, "--models", "segresnet", sets=sets)
     done = sweeps.script("sweep", "follow", out, "--every", "1")
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     assert re.search(r"no finished member \(brats_segresnet_demo: .*gradients of 10 steps, \d+ to \d+, were not finite",
