@@ -16,6 +16,14 @@ from slurm_cluster import alive, environment, pids
 WAYS = ("SIGKILL to all", "SIGKILL to one rank", "SIGTERM", "SIGINT", "SIGUSR2 to all")
 
 
+def command(pid: int) -> str:
+    """A process's command line; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 class StartedRun:
     """One training as its user starts it, in processes that carry a mark in their environment."""
 
@@ -51,9 +59,21 @@ class StartedRun:
     def processes(self) -> list[int]:
         return [pid for pid in pids() if alive(pid) and environment(pid).get("MEDTRAIN_TEST_MARK") == self.mark]
 
+    def ranks(self) -> list[int]:
+        """The processes that train: neither torchrun nor their own loaders and trackers."""
+        words = {pid: command(pid) for pid in self.processes()}
+        return [pid for pid, told in words.items() if "train.py" in told and "torch.distributed.run" not in told]
+
     def rank(self, number: int) -> int:
         """The process of a rank."""
-        return next(pid for pid in self.processes() if environment(pid).get("RANK") == str(number))
+        return next(pid for pid in self.ranks() if environment(pid).get("RANK") == str(number))
+
+    def wait_for_a_save(self, folder: Path) -> None:
+        """Until a checkpoint of its own is there, or it has ended."""
+        path = folder / "checkpoint_last.pt"
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while self.process.poll() is None and not (path.exists() and path.stat().st_mtime_ns != before):
+            time.sleep(0.02)
 
     def wait_for_a_step(self, folder: Path) -> bool:
         """Until it has made a step; False where it ended before."""
@@ -69,8 +89,7 @@ class StartedRun:
         if way.endswith("to all"):
             targets = self.processes()
         elif way.endswith("one rank"):
-            found = self.processes()  # none where it has just ended
-            ranks = [pid for pid in found if "RANK" in environment(pid)] or found
+            ranks = self.ranks()  # none where it has just ended
             targets = [rng.choice(ranks)] if ranks else []
         else:
             targets = [self.process.pid]

@@ -15,12 +15,11 @@ from started_run import WAYS, StartedRun
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 KILLS = int(os.environ.get("MEDTRAIN_KILLS", "2"))
-SEG = ("data.crop=32,32,32", "data.spacing_mm=0", "data.val_fraction=0.4", "train.batch=2", "train.epochs=30",
-       "train.validate_every=10", "train.precision=fp32", "train.workers=0", "train.deterministic=true",
-       "train.save_every_s=0")  # fmt: skip
+SEG = ("data.crop=32,32,32", "data.spacing_mm=0", "data.val_fraction=0.4", "train.batch=2",
+       f"train.epochs={max(30, 3 * KILLS)}", "train.validate_every=10", "train.precision=fp32", "train.workers=0",
+       "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
 CLS = ("data.size=32", "data.cancer=Oral Cancer", "train.batch=4", f"train.epochs={max(12, 3 * KILLS)}",
-       "train.precision=fp32",
-       "train.workers=1", "train.validate_every=4", "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
+       "train.precision=fp32", "train.workers=1", "train.validate_every=4", "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
 
 
 def content(run: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -46,6 +45,7 @@ def test_a_run_that_is_killed_again_and_again(
     for number, way in enumerate(ways):
         run = StartedRun([*words, "--out", str(out)], ranks, tmp_path / "killed.log")
         if run.wait_for_steps():
+            run.wait_for_a_save(out)
             time.sleep(rng.uniform(0, spent / (KILLS + 1)))
             if way.startswith("SIGKILL") and number % 2 == 0:
                 run.wait_for_a_writing(out)
