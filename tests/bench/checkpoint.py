@@ -17,7 +17,7 @@ from medtrain.distributed import Ranks
 from medtrain.strategy import Single, one_group
 from medtrain.writer import Writer
 
-CROPS = {"brats_segresnet": 64, "brats_unetr": 64}
+NETWORKS = ("brats_segresnet", "brats_unetr")
 
 
 def seconds(function: Any) -> float:
@@ -31,11 +31,12 @@ def main() -> None:
     """Measure both networks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--side", type=int, default=128, help="of the crop, in voxels (default: the recipes' own)")
     parser.add_argument("--steps", type=int, default=5, help="steps with and without a write beside them")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, side in CROPS.items():
-        measure(name, side, device, options.steps, keep=options.record)
+    for name in NETWORKS:
+        measure(name, options.side, device, options.steps, keep=options.record)
 
 
 def measure(name: str, side: int, device: torch.device, steps: int, *, keep: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from medtrain import checkpoint
 from medtrain.ema import Ema
 from medtrain.ensemble import weighted_mean, weights_from
-from medtrain.errors import UserError, exit_code
+from medtrain.errors import UserError, exit_code, out_of_memory
 from medtrain.files import replacing, write_json
 from medtrain.progress import Progress, duration
 from medtrain.recipe import Optim, Recipe
@@ -157,3 +157,17 @@ def test_tracker_drops_lines_that_a_resumed_run_will_write_again(tmp_path: Path)
     tracker.close({"best": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "a": 1}, {"step": 5, "train/loss": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "GPU"),
+        (MemoryError(), "host"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "host"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ""),
+    ],
+)
+def test_what_memory_errors_look_like(error: Exception, kind: str) -> None:
+    assert out_of_memory(error) == kind

@@ -19,7 +19,8 @@ SEG = ("data.crop=32,32,32", "data.spacing_mm=0", "data.val_fraction=0.4", "trai
        f"train.epochs={max(30, 3 * KILLS)}", "train.validate_every=10", "train.precision=fp32", "train.workers=0",
        "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
 CLS = ("data.size=32", "data.cancer=Oral Cancer", "train.batch=4", f"train.epochs={max(12, 3 * KILLS)}",
-       "train.precision=fp32", "train.workers=1", "train.validate_every=4", "train.deterministic=true", "train.save_every_s=0")  # fmt: skip
+       "train.precision=fp32", "train.workers=1", "train.validate_every=4", "train.deterministic=true",
+       "train.save_every_s=0")  # fmt: skip
 
 
 def content(run: Path) -> tuple[dict[str, torch.Tensor], str]:
