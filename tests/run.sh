@@ -11,4 +11,6 @@ bash "$here/system/install_slurm.sh"
 cd "$root"
 ruff check . && ruff format --check .
 mypy kernels medtrain medseg medcls launch slurm
+# where the interpreter itself falls, at its very end too, the threads' places are printed
+export PYTHONFAULTHANDLER=1
 exec python -m pytest "$@"

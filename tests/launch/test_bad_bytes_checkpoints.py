@@ -86,7 +86,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "an archive of something else": (lambda p: _archive(p, {"a/b.txt": b"x"}), "damaged"),
     "an archive that leaves": (lambda p: _archive(p, {"../../x": b"x"}), "damaged"),
     "a flipped byte": (lambda p: _flip(p), "damaged"),
-    "packed": (packed, "packed"),
+    "packed": (packed, "damaged"),
     "code in it": (lambda p: torch.save({"model": Payload()}, p), "damaged|no checkpoint"),
     "a pickle of code": (lambda p: p.write_bytes(pickle.dumps(Payload())), "damaged"),
     "a list": (resaved(lambda c: [1, 2]), "no checkpoint"),

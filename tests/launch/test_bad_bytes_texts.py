@@ -45,7 +45,7 @@ def without(section: str, key: str) -> Change:
 RECIPES: dict[str, tuple[Change, str]] = {
     "empty": (text(""), "no recipe|not JSON"),
     "not JSON": (text("{"), "no recipe|not JSON"),
-    "not UTF-8": (text(b'{"task": "\xff"}'), "no recipe|not JSON"),
+    "not UTF-8": (text(b'{"task": "\xff"}'), "no recipe|not JSON|fields"),
     "nested": (text(nested(99999)), "no recipe|not JSON"),
     "a list": (text("[]"), "no recipe|fields"),
     "a text": (text('"brats"'), "no recipe|fields"),
