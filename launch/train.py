@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medlaunch.forecast import add_arguments, forecast
 from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import Failed, Stopped, UserError, disk_full, exit_code, out_of_memory
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
@@ -132,12 +133,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}")
-    parser.add_argument("--cache", type=Path, required=True, help="HDF5 cache made by launch/prepare.py")
-    parser.add_argument("--out", type=Path, required=True, help="run folder; a run found there goes on")
+    parser.add_argument("--cache", type=Path, help="HDF5 cache made by launch/prepare.py")
+    parser.add_argument("--out", type=Path, help="run folder; a run found there goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe field")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="record steps with torch's profiler")
+    add_arguments(parser)
     options = parser.parse_args(argv)
     end_on_signals()
+    if options.plan:
+        forecast(find_recipe(options.recipe).override(options.set), options)
+        return 0
+    if options.cache is None or options.out is None:
+        parser.error("the following arguments are required: --cache, --out (or --plan)")
     if options.profile < 0:
         raise UserError(f"--profile {options.profile}: give how many steps to record.")
     recipe = find_recipe(options.recipe).override(options.set)

@@ -11,6 +11,7 @@ from medtrain.errors import UserError
 
 if TYPE_CHECKING:
     from medcls.task import ClsTask
+    from medtrain.estimate import Example
     from medtrain.image_cache import ImageCache
 
 TASK = "multicancer"
@@ -18,8 +19,8 @@ Recipe = ClsRecipe
 WORDS = "scores"
 MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
-           "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",
+           "expand", "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":
@@ -34,6 +35,13 @@ def make_task(recipe: ClsRecipe, cache: "ImageCache") -> "ClsTask":
     from medcls.task import ClsTask
 
     return ClsTask(recipe, cache)
+
+
+def example(recipe: ClsRecipe, batch: int, device: Any) -> "Example":
+    """A step without data, for a plan."""
+    from medcls.task import example
+
+    return example(recipe, batch, device)
 
 
 def folder(recipe: ClsRecipe) -> str:

@@ -19,11 +19,14 @@ from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
 from medtrain.errors import UserError
+from medtrain.estimate import Example
 from medtrain.image_cache import ImageCache
 from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream, TooFewGroups, order, split_groups
 from medtrain.strategy import Group
+
+CLASSES = 26  # of the published set, where no data tell
 
 
 def select(cache: ImageCache, cancer: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -205,3 +208,13 @@ def symmetries(image_BCHW: torch.Tensor) -> list[torch.Tensor]:
     """The eight flips and quarter turns of square images."""
     turned = [torch.rot90(image_BCHW, k, (2, 3)) for k in range(4)]
     return turned + [view.flip(3) for view in turned]
+
+
+def example(recipe: ClsRecipe, batch: int, device: torch.device) -> Example:
+    """A network in training and a batch without data, for `medtrain.estimate`; with all 26 classes."""
+    return Example(
+        model=backbones.build_model(recipe, CLASSES).to(device).train(),
+        inputs=torch.zeros((batch, 3, recipe.data.size, recipe.data.size), device=device),
+        target=torch.zeros(batch, dtype=torch.int64, device=device),
+        loss=lambda outputs, target: functional.cross_entropy(outputs, target, label_smoothing=recipe.smoothing),
+    )

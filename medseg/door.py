@@ -11,14 +11,15 @@ from medtrain.errors import UserError
 if TYPE_CHECKING:
     from medseg.task import SegTask
     from medtrain.cache import Cache
+    from medtrain.estimate import Example
 
 TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "expand",
-           "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",
+           "expand", "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":
@@ -33,6 +34,13 @@ def make_task(recipe: SegRecipe, cache: "Cache") -> "SegTask":
     from medseg.task import SegTask
 
     return SegTask(recipe, cache)
+
+
+def example(recipe: SegRecipe, batch: int, device: Any) -> "Example":
+    """A step without data, for a plan."""
+    from medseg.task import example
+
+    return example(recipe, batch, device)
 
 
 def folder(recipe: SegRecipe) -> str:

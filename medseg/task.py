@@ -1,6 +1,7 @@
 """Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from medseg import infer, losses, metrics, models
 from medseg.augment import VolumeSource
 from medseg.figures import overlay
 from medseg.geometry import Grid
-from medseg.labels import LabelMap
+from medseg.labels import KNOWN, LabelMap
 from medseg.msd import CHANNELS
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
+from medtrain.estimate import Example
 from medtrain.results import CaseRow, means
 from medtrain.sampling import Split, Stream, order, split_cases
 from medtrain.strategy import Group, one_group
@@ -163,3 +165,15 @@ class SegTask:
         """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""
         volume = torch.from_numpy(self.cache.read(case, "image")[:1].astype(np.float32))
         return infer.to_native(volume, self.grid(case).native)[0]
+
+
+def example(recipe: SegRecipe, batch: int, device: torch.device) -> Example:
+    """A network in training and a batch without data, for `medtrain.estimate`; by MONAI's operations alone."""
+    recipe = replace(recipe, model=replace(recipe.model, kernels="reference"))
+    side = recipe.data.crop
+    return Example(
+        model=models.build_model(recipe).to(device).train(),
+        inputs=torch.zeros((batch, len(CHANNELS), *side), device=device),
+        target=torch.zeros((batch, *side), dtype=torch.uint8, device=device),
+        loss=lambda outputs, label: losses.supervised_loss(outputs, label, KNOWN["msd"], recipe.loss, "reference"),
+    )

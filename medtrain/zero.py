@@ -112,7 +112,8 @@ class DeepSpeed(Single):
         self.stage = recipe.train.zero
         self.accumulates = recipe.train.accumulate > 1
         self.states = STATES[recipe.optim.name]
-        self.plain = copy.deepcopy(self.model) if self.stage == 3 else self.model
+        # what evaluates where ranks share the weights out: in the host's memory while they train
+        self.plain = copy.deepcopy(self.model).cpu() if self.stage == 3 else self.model
         if self.stage:
             self.optimizer.state.clear()  # of the whole parameters; the parts get their own below
         self.engine, self.inner, *_ = deepspeed.initialize(
@@ -147,7 +148,12 @@ class DeepSpeed(Single):
         """The network for evaluation, whole on every rank; collective."""
         if self.stage == 3 and not self._fixed:
             self.plain.load_state_dict(self.weights())
-        return self.plain
+        return self.plain.to(self.device)
+
+    def train_mode(self) -> None:
+        if self.stage == 3:
+            self.plain.cpu()
+        super().train_mode()
 
     def accumulating(self) -> AbstractContextManager[Any]:
         self._boundary = False
