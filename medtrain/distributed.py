@@ -50,6 +50,11 @@ def start(timeout_s: float = 1800) -> Ranks:
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
+        if backend == "nccl" and not dist.is_nccl_available():
+            raise UserError(
+                f"torch {torch.__version__} comes without NCCL, which {world} processes on GPUs need: install a build "
+                "of torch for CUDA, or start one process."
+            )
         place = os.environ.get(RENDEZVOUS)
         store = _meet(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,

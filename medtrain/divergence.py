@@ -13,7 +13,7 @@ from medtrain.errors import UserError
 from medtrain.files import read_json, write_json
 from medtrain.recipe import Recipe
 from medtrain.sampling import Stream
-from medtrain.strategy import DTYPES, precision_for
+from medtrain.strategy import DTYPES, autocasts, precision_for
 
 RECORD, WEIGHTS = "diverged.json", "checkpoint_diverged.pt"
 
@@ -71,7 +71,7 @@ def replay(run: Path, recipe: Recipe, task: Any, device: torch.device) -> Iterat
 def _share(model: nn.Module, recipe: Recipe, task: Any, batch: Any, device: torch.device) -> Share:
     precision = precision_for(recipe, device)
     model.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+    with torch.autocast(device.type, DTYPES[precision], enabled=autocasts(precision)):
         outputs = model(batch.inputs).float()
     samples = []
     for n, (epoch, index) in enumerate(batch.key_B2.tolist()):

@@ -85,6 +85,11 @@ class Engine:
                 f"train.batch={train.batch} can not be shared by {ranks.world} processes x {train.accumulate} "
                 f"accumulations: --set train.batch={max(1, round(train.batch / share)) * share}."
             )
+        if ranks.world > task.epoch_length():
+            raise UserError(
+                f"there are {ranks.world} processes for the {task.epoch_length()} samples of an epoch: start fewer, or "
+                "add cases."
+            )
         self.recipe, self.task, self.split, self.run, self.ranks = recipe, task, split, run, ranks
         torch.manual_seed(train.seed)
         torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
@@ -141,7 +146,7 @@ class Engine:
                 self.profile = None
             if self.step % train.log_every == 0 or self.step == self.total:
                 gc.collect(1)
-                tracker.scalars(self.step, {**meter.read(), "train/lr": lr, "train/epoch": self.epoch})
+                tracker.scalars(self.step, {**meter.read(), **self._rates(lr)})
                 if meter.row >= train.max_skipped:
                     self._give_up(meter.row)
             if self._crosses(train.validate_every):
@@ -152,6 +157,10 @@ class Engine:
                 self.save()
             tracker.beat(self.step, self.epoch)
             self._leave_if_told(tracker)
+
+    def _rates(self, lr: float) -> dict[str, float]:
+        scale = self.strategy.loss_scale()
+        return {"train/lr": lr, "train/epoch": self.epoch, **({} if scale is None else {"train/loss_scale": scale})}
 
     def _is_due(self) -> bool:
         """Whether it is time to save; asked of rank 0 alone, but where the others must take part, at log lines."""

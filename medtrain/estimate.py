@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medtrain.distributed import Ranks
 from medtrain.recipe import Recipe
-from medtrain.strategy import DTYPES, Single, one_group
+from medtrain.strategy import DTYPES, Single, autocasts, one_group
 
 BATCHES = (2, 4)  # of the two traced steps: memory and work are a constant and a part that grows with the batch
 STATES = {"adam": 2, "adamw": 2, "sgd": 1}  # numbers that an optimiser keeps of each weight
@@ -136,7 +136,7 @@ def _traced(make: Make, batch: int, place: Place) -> tuple[tuple[int, int], floa
     example = example.without_bytes(mode)
     trained = sum(p.nbytes for p in example.model.parameters() if p.requires_grad)
     everything = sum(t.nbytes for t in (*example.model.parameters(), *example.model.buffers()))
-    low, device = place.precision != "fp32", place.device.type
+    low, device = autocasts(place.precision), place.device.type
     if low and place.gpu and device == "cpu":
         for module in example.model.modules():
             if isinstance(module, UPCAST):

@@ -35,6 +35,7 @@ class Optim:
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
+    library: Literal["torch", "apex"] = field(default="torch", metadata=NO_EFFECT)  # whose fused optimiser
     lr: float = within(1e-4, 0)
     weight_decay: float = within(1e-5, 0)
     schedule: Literal["poly_epoch", "poly", "cosine", "constant", "plateau"] = "poly_epoch"
@@ -56,12 +57,13 @@ class Train:
     epochs: int = within(1, 1)
     batch: int = within(1, 1, most=65536)
     accumulate: int = within(1, 1, most=65536)
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
     strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
     deepspeed: str = ""  # a JSON file with more of DeepSpeed's settings
-    compile: Literal["off", "on", "try"] = field(default="off", metadata=NO_EFFECT)  # try: without where it fails
+    # try: without where it fails; graphs: on, and CUDA graphs, for steps that wait for the host
+    compile: Literal["off", "on", "try", "graphs"] = field(default="off", metadata=NO_EFFECT)
     channels_last: bool = field(default=False, metadata=NO_EFFECT)
     recompute: bool = field(default=False, metadata=NO_EFFECT)  # blocks' activations in the backward pass: less memory
     seed: int = within(0, 0)

@@ -19,14 +19,16 @@ from medtrain.errors import UserError, out_of_memory
 from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 def precision_for(recipe: Recipe, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware computes it natively, else fp16 on a GPU and fp32 on a CPU."""
+    """`auto` is bf16 where the hardware computes it natively, else fp16 on a GPU and fp32 on a CPU. tf32 is fp32 whose
+    products are rounded to 10 bits on the way into tensor cores; fp32 is never that.
+    """
     wanted = recipe.train.precision
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU: take bf16, fp32 or auto.")
+    if wanted in ("fp16", "tf32") and device.type == "cpu":
+        raise UserError(f"train.precision={wanted} needs a GPU: take bf16, fp32 or auto.")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -38,20 +40,32 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def autocasts(precision: str) -> bool:
+    """Whether operations are computed in another type than the weights'."""
+    return DTYPES[precision] != torch.float32
+
+
+def allow_tf32(precision: str) -> None:
+    """Let tensor cores round fp32 products where the precision is tf32, in convolutions too, and nowhere else."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 Group = dict[str, Any]
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward:
     """A trained network as prediction calls it: on the device, in the precision that the recipe chooses there, float32
-    out. A recipe of fp16 predicts in fp32 on a CPU.
+    out. A recipe of fp16 or tf32 predicts in fp32 on a CPU.
     """
-    half_on_cpu = recipe.train.precision == "fp16" and device.type == "cpu"
-    precision = "fp32" if half_on_cpu else precision_for(recipe, device)
+    gpus_own = recipe.train.precision in ("fp16", "tf32") and device.type == "cpu"
+    precision = "fp32" if gpus_own else precision_for(recipe, device)
+    allow_tf32(precision)
     model = model.to(device).eval()
 
     def forward(image: torch.Tensor) -> torch.Tensor:
-        enabled = precision != "fp32"
+        enabled = autocasts(precision)
         with torch.inference_mode(), torch.autocast(device.type, DTYPES[precision], enabled=enabled):
             return model(image.to(device)).float()
 
@@ -77,6 +91,10 @@ def one_group(model: nn.Module) -> list[Group]:
 
 def make_optimizer(optim: Optim, groups: Sequence[Group], device: torch.device) -> torch.optim.Optimizer:
     """Adam (L2), AdamW (decoupled) or SGD with Nesterov momentum 0.99; fused where the device has it."""
+    if optim.library == "apex":
+        from medtrain.apex_optimizers import make_apex
+
+        return make_apex(optim, groups, device)
     fused = device.type in ("cuda", "cpu")
     if optim.name == "sgd":
         sgd = torch.optim.SGD(
@@ -96,13 +114,15 @@ def layout_of(model: nn.Module) -> torch.memory_format:
     return torch.channels_last_3d if volumes else torch.channels_last
 
 
-def compiled(model: nn.Module) -> Callable[..., Any]:
-    """torch.compile, with what it makes kept in $TORCHINDUCTOR_CACHE_DIR, or in the home folder, for later jobs."""
+def compiled(model: nn.Module, how: str = "on") -> Callable[..., Any]:
+    """torch.compile, with what it makes kept in $TORCHINDUCTOR_CACHE_DIR, or in the home folder, for later jobs; with
+    CUDA graphs where `how` is "graphs".
+    """
     home = Path("~/.cache/medtrain/compiled").expanduser()
     with suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home))
-    return torch.compile(model)
+    return torch.compile(model, mode="reduce-overhead" if how == "graphs" else None)
 
 
 class Statistics:
@@ -143,7 +163,9 @@ class Single:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         self.precision = precision_for(recipe, ranks.device)
+        allow_tf32(self.precision)
         self.device = ranks.device
+        self.library = recipe.optim.library
         self.clip_norm = recipe.optim.clip_norm
         self.layout = layout_of(model) if recipe.train.channels_last else torch.contiguous_format
         self.compiling, self._compiled = recipe.train.compile, False
@@ -154,7 +176,9 @@ class Single:
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
-        self.called: Callable[..., Any] = compiled(self.wrapped) if self.compiling != "off" else self.wrapped
+        self.called: Callable[..., Any] = self.wrapped
+        if self.compiling != "off":
+            self.called = compiled(self.wrapped, self.compiling)
 
     def train_mode(self) -> None:
         """Training mode, but evaluation mode for layers whose parameters are frozen: their statistics stay."""
@@ -184,6 +208,8 @@ class Single:
         """The network's outputs in training, computed in mixed precision, in float32."""
         with self.autocast():
             inputs = inputs.contiguous(memory_format=self.layout)
+            if self.compiling == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()  # the outputs of the step before may be written over
             if self.called is not self.wrapped and not self._compiled:
                 return self._compile(inputs).float()
             return self.called(inputs).float()
@@ -196,7 +222,7 @@ class Single:
             if out_of_memory(error):
                 raise
             words = f"torch.compile fails ({type(error).__name__}: {shown(error, 120)})"
-            if self.compiling == "on":
+            if self.compiling != "try":
                 raise UserError(f"{words}: --set train.compile=try or off.") from error
             print(f"note: {words}; the run goes on without", flush=True)
             self.compiling, self.called = "off", self.wrapped
@@ -210,7 +236,7 @@ class Single:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of a forward pass."""
-        if self.precision == "fp32":
+        if not autocasts(self.precision):
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
@@ -237,6 +263,9 @@ class Single:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif self.library == "apex":
+            if not bool(lost):  # it asks the device: apex has no way to skip there without a scaler
+                self.optimizer.step()
         else:
             # how a GradScaler tells a fused optimiser to skip, without the host's asking the device
             self.optimizer.grad_scale, self.optimizer.found_inf = None, lost  # type: ignore[attr-defined]
@@ -244,6 +273,10 @@ class Single:
         self.statistics.settle(lost)
         self.optimizer.zero_grad(set_to_none=True)
         return lost
+
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by against underflow in fp16; None in other precisions. Waits for the device."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole network's state_dict."""
@@ -259,10 +292,14 @@ class Single:
             "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "library": self.library,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take `state`'s values back."""
+        """Take `state`'s values back; raises UserError where another library's optimiser left them."""
+        library = state.get("library", "torch")
+        if library != self.library:
+            raise UserError(f"the run was begun with optim.library={library}: --set optim.library={library}.")
         self.model.load_state_dict(state["model"])
         self.statistics.loaded()
         self.optimizer.load_state_dict(state["optimizer"])
@@ -276,6 +313,9 @@ class Ddp(Single):
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         super().__init__(model, groups, recipe, ranks)
         self.deterministic = recipe.train.deterministic
+        frozen = any(group["frozen_epochs"] for group in groups)
+        # the same parameters get gradients in every step, which DDP then need not find out
+        self.static = not (self.deterministic or frozen or recipe.train.accumulate > 1 or self.compiling != "off")
         self._wrap()
 
     def _wrap(self) -> None:
@@ -284,9 +324,11 @@ class Ddp(Single):
         # goes on would sum one step over three or more ranks in another order than one that never stopped.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True,
-                                               find_unused_parameters=self.deterministic)  # fmt: skip
-        # compiled outside of the wrapper, so that graphs end where a bucket of gradients is ready
-        self.called = compiled(self.wrapped) if self.compiling != "off" else self.wrapped
+                                               find_unused_parameters=self.deterministic,
+                                               static_graph=self.static)  # fmt: skip
+        self.called = self.wrapped
+        if self.compiling != "off":  # outside of the wrapper, so that graphs end where a bucket of gradients is ready
+            self.called = compiled(self.wrapped, self.compiling)
 
     def freeze(self, epoch: float) -> bool:
         changed = super().freeze(epoch)

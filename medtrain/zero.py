@@ -23,7 +23,7 @@ from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
 from medtrain.files import parse_json
 from medtrain.recipe import Recipe
-from medtrain.strategy import DTYPES, Group, Single
+from medtrain.strategy import DTYPES, Group, Single, autocasts
 
 # The states of an optimiser that have a parameter's shape.
 STATES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -47,7 +47,7 @@ def configuration(recipe: Recipe, world: int, precision: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-    if precision != "fp32":
+    if autocasts(precision):
         # weights stay fp32 and gradients are summed in fp32, as with the other strategies
         dtype = str(DTYPES[precision]).removeprefix("torch.")
         made["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
@@ -83,8 +83,10 @@ def check(recipe: Recipe, groups: Sequence[Group]) -> None:
     train = recipe.train
     if train.zero == 3 and recipe.optim.ema:
         raise UserError("train.zero=3 shares the weights out, and optim.ema needs them whole: --set optim.ema=0.")
-    if train.compile == "on":
+    if train.compile in ("on", "graphs"):
         raise UserError("train.strategy=deepspeed is not compiled: --set train.compile=off.")
+    if recipe.optim.library == "apex":
+        raise UserError("train.strategy=deepspeed brings torch's optimisers: --set optim.library=torch.")
     if train.offload and train.zero == 0:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
     if train.zero and any(group["frozen_epochs"] for group in groups):
@@ -193,6 +195,9 @@ class DeepSpeed(Single):
         if torch.distributed.is_initialized():
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+    def loss_scale(self) -> float | None:
+        return float(self.inner.loss_scale) if self.precision == "fp16" else None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole network's state_dict, on every rank; collective."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medtrain.distributed import anywhere, device_index
+from medtrain.distributed import anywhere, device_index, start
 from medtrain.errors import UserError
 
 MEET = """
@@ -50,3 +50,14 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         device_index(1, 1)
     monkeypatch.setenv("SLURM_GPUS_PER_TASK", "a100:1")  # then each process sees one device, its own
     assert device_index(1, 1) == 0
+
+
+def test_gpus_without_nccl_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match="without NCCL, which 2 processes on GPUs need"):
+        start()

@@ -14,9 +14,12 @@ from medlaunch.train import run
 from medseg.phantom import write_dataset
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES, SegRecipe
+from medseg.task import SegTask
 from medtrain import checkpoint
+from medtrain.cache import Cache
+from medtrain.distributed import Ranks
 from medtrain.engine import Engine
-from medtrain.errors import Stopped
+from medtrain.errors import Stopped, UserError
 from medtrain.results import read_rows
 
 Tiny = Callable[..., SegRecipe]
@@ -257,3 +260,10 @@ def test_the_further_networks_train_validate_and_end(name: str, tmp_path: Path) 
     assert done["status"] == "done"
     assert set(done["scores"]) == {"mean", "TC", "WT", "ET"}
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run", checkpoint.BEST).values())
+
+
+def test_more_processes_than_samples_are_refused(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("train.batch=4096")
+    task = SegTask(recipe, Cache(cache))
+    with pytest.raises(UserError, match=r"4096 processes for the \d+ samples of an epoch: start fewer, or add cases"):
+        Engine(recipe, task, task.split, tmp_path, Ranks(0, 4096, 0, torch.device("cpu")))

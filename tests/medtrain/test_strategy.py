@@ -1,7 +1,10 @@
 """Precision by hardware, clipping, and the optimisers by name."""
 
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +138,7 @@ def test_compiled_equals_eager(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.M
 def test_a_compiler_that_fails_is_fallen_back_from_by_choice(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(model: torch.nn.Module) -> Callable[..., torch.Tensor]:
+    def broken(model: torch.nn.Module, how: str) -> Callable[..., torch.Tensor]:
         def call(*inputs: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no compiler here")
 
@@ -150,3 +153,108 @@ def test_a_compiler_that_fails_is_fallen_back_from_by_choice(
     assert strategy.compiling == "off"  # also for what is wrapped anew
     with pytest.raises(UserError, match=r"no compiler here\): --set train\.compile=try or off"):
         Single(model, one_group(model), tiny("train.compile=on"), CPU).forward(inputs)
+
+
+@pytest.fixture
+def global_switches() -> Iterator[None]:
+    """What torch keeps for the whole process, as it was."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("global_switches")
+def test_tf32_is_a_choice_and_never_fp32(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="tf32 needs a GPU"):
+        precision_for(tiny("train.precision=tf32"), CPU.device)
+    assert precision_for(tiny("train.precision=tf32"), torch.device("cuda")) == "tf32"
+    for precision, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
+        strategies.allow_tf32(precision)
+        assert torch.backends.cudnn.allow_tf32 == allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert [p for p in strategies.DTYPES if strategies.autocasts(p)] == ["bf16", "fp16"]
+
+
+@pytest.mark.usefixtures("global_switches")
+def test_a_recipe_of_tf32_predicts_on_a_cpu(tiny: Tiny) -> None:
+    model = torch.nn.Linear(4, 1)
+    inputs = torch.randn(2, 4)
+    assert torch.equal(strategies.inference(model, tiny("train.precision=tf32"), CPU.device)(inputs), model(inputs))
+
+
+def test_the_loss_scale_is_told_in_fp16_only(tiny: Tiny) -> None:
+    model = torch.nn.Linear(4, 1)
+    strategy = Single(model, one_group(model), tiny(), CPU)
+    assert strategy.loss_scale() is None
+    strategy.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert strategy.loss_scale() == 1024
+    strategy.backward(model(torch.full((1, 4), torch.inf)).sum())
+    assert strategy.step(0.1) == 1
+    assert strategy.loss_scale() == 512
+
+
+@pytest.mark.slow
+def test_cuda_graphs_are_a_way_to_compile(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    strategy = Single(model, one_group(model), tiny("train.compile=graphs"), CPU)
+    inputs = torch.randn(3, 8)
+    for _ in range(3):
+        torch.testing.assert_close(strategy.forward(inputs), model(inputs))
+
+
+class StandIn(torch.optim.Adam):
+    """Takes apex's arguments, computes as torch."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, adam_w_mode: bool):
+        super().__init__(params, lr, weight_decay=weight_decay, decoupled_weight_decay=adam_w_mode)
+
+
+def apex(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
+    """Put a package apex with these attributes and optimisers into the place of the real one."""
+    package = types.ModuleType("apex")
+    monkeypatch.setitem(sys.modules, "apex", package)
+    optimizers = parts.pop("optimizers", None)
+    vars(package).update(parts)
+    if optimizers:
+        module = types.ModuleType("apex.optimizers")
+        vars(module).update(optimizers)
+        monkeypatch.setitem(sys.modules, "apex.optimizers", module)
+
+
+def test_apex_is_taken_where_asked_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    apex(monkeypatch, optimizers={"FusedAdam": StandIn, "FusedSGD": None})
+    monkeypatch.setattr(strategies, "make_optimizer", lambda o, g, d: make_optimizer(o, g, torch.device("cuda")))
+    weights = []
+    for library in ("torch", "apex"):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        recipe = tiny(f"optim.library={library}", "optim.name=adamw", "optim.weight_decay=0.1")
+        strategy = Single(model, one_group(model), recipe, CPU)
+        assert isinstance(strategy.optimizer, StandIn) == (library == "apex")
+        for inputs in (torch.ones(1, 4), torch.full((1, 4), torch.nan), -torch.ones(1, 4)):
+            strategy.backward(model(inputs).square().sum())
+            lost = strategy.step(0.1)
+            assert lost == inputs.isnan().any()
+        weights.append(model.weight.detach())
+        left = strategy.state()
+    torch.testing.assert_close(*weights)
+    other = Single(model, one_group(model), tiny(), CPU)
+    with pytest.raises(UserError, match=r"begun with optim.library=apex: --set optim.library=apex"):
+        other.load(left)
+
+
+def test_apex_that_is_not_there_or_anothers_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    optim, groups, gpu = tiny("optim.library=apex").optim, one_group(torch.nn.Linear(2, 1)), torch.device("cuda")
+    with pytest.raises(UserError, match="needs a GPU"):
+        make_optimizer(optim, groups, CPU.device)
+    monkeypatch.setitem(sys.modules, "apex", None)
+    with pytest.raises(UserError, match=r"needs NVIDIA's apex \(https"):
+        make_optimizer(optim, groups, gpu)
+    apex(monkeypatch)
+    with pytest.raises(UserError, match=r"another one of that name \(from PyPI\)"):
+        make_optimizer(optim, groups, gpu)
+    apex(monkeypatch, amp=None)
+    with pytest.raises(UserError, match="without its CUDA extensions"):
+        make_optimizer(optim, groups, gpu)
