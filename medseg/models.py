@@ -35,6 +35,12 @@ def _divisible(recipe: SegRecipe, multiple: int, name: str) -> None:
         )
 
 
+def _more_than_a_voxel(recipe: SegRecipe, multiple: int, name: str) -> None:
+    """Instance normalisation needs two voxels at the coarsest level in training."""
+    if all(side == multiple for side in recipe.data.crop):
+        raise UserError(f"{name} needs a crop of more than {multiple}^3 voxels: --set data.crop to a larger one.")
+
+
 def _unetr(recipe: SegRecipe) -> Built:
     """UNETR (Hatamizadeh 2022)."""
     from monai.networks.blocks.transformerblock import TransformerBlock
@@ -86,6 +92,7 @@ def _swinunetr(recipe: SegRecipe) -> Built:
             f"SwinUNETR needs model.feature in twelves, not {recipe.model.feature}: --set model.feature=48."
         )
     _divisible(recipe, 32, "SwinUNETR")
+    _more_than_a_voxel(recipe, 32, "SwinUNETR")
     net = SwinUNETR(CHANNELS, REGIONS, feature_size=recipe.model.feature, drop_rate=recipe.model.dropout)
     return net, (SwinTransformerBlock,)
 
@@ -102,6 +109,7 @@ def _dynunet(recipe: SegRecipe) -> Built:
             f"for {model.levels} levels."
         )
     _divisible(recipe, 2 ** (model.levels - 1), "DynUNet")
+    _more_than_a_voxel(recipe, 2 ** (model.levels - 1), "DynUNet")
     strides = [1] + [2] * (model.levels - 1)
     net = DynUNet(
         3, CHANNELS, REGIONS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],

@@ -23,5 +23,8 @@ PY
 "$PYTHON" -m pytest tests/kernels
 "$PYTHON" tests/bench/gpu_kernels.py
 "$PYTHON" tests/bench/gpu_step.py
+"$PYTHON" tests/bench/gpu_networks.py
+"$PYTHON" tests/bench/engine_overhead.py --record
+"$PYTHON" tests/bench/memory_plan.py --record
 "$PYTHON" tests/bench/gpu_training.py "$@"
 "$PYTHON" tests/bench/gpu_images.py

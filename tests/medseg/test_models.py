@@ -171,6 +171,8 @@ def test_recomputing_saves_less_and_changes_nothing(name: str) -> None:
     [
         ("brats_swinunetr_demo", ("model.feature=10",), "in twelves"),
         ("brats_swinunetr_demo", ("data.crop=48,48,48",), "multiples of 32"),
+        ("brats_swinunetr_demo", ("data.crop=32,32,32",), r"SwinUNETR needs a crop of more than 32\^3"),
+        ("brats_dynunet_demo", ("data.crop=8,8,8", "model.levels=4"), r"DynUNet needs a crop of more than 8\^3"),
         ("brats_dynunet_demo", ("model.supervised=3",), "at most 2"),
         ("brats_dynunet_demo", ("model.levels=2", "model.supervised=0"), "at least 3"),
         ("brats_dynunet_demo", ("data.crop=20,20,20",), "multiples of 8"),
