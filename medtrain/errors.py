@@ -1,12 +1,15 @@
 """How a program ends: 0 done, 1 our fault, 2 the user's input, 3 a member is missing, 130 interrupted."""
 
+import contextlib
 import errno
 import os
 import shutil
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -54,10 +57,27 @@ def out_of_memory(error: Exception) -> str:
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
 
 
+@contextlib.contextmanager
+def threads_say_no_disk_full() -> Iterator[None]:
+    """Inside, a thread of a library that ends because the disk is full prints nothing: who waits for it tells it."""
+    before = threading.excepthook
+
+    def tell(args: Any) -> None:
+        if not (isinstance(args.exc_value, Exception) and disk_full(args.exc_value)):
+            before(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and turn what it raises into an exit code, with one line on stderr for the user's errors."""
     try:
-        return main(argv)
+        with threads_say_no_disk_full():
+            return main(argv)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

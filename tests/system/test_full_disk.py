@@ -70,6 +70,7 @@ def test_train(
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("kilobytes", [16, 20, 24, 28])
 def test_rows_and_tensorboard(
     kilobytes: int, cache: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
