@@ -1,6 +1,7 @@
 """`launch/train.py --plan`: what a recipe will need and how it would scale, told without data and without training."""
 
 import argparse
+import os
 from typing import Any
 
 from medlaunch.options import DOORS
@@ -15,10 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan", "memory, largest batch and scaling, told without data and training")
     group.add_argument("--plan", action="store_true")
     group.add_argument("--on", choices=("gpu", "cpu"), help="where it is to run (default: as here)")
-    group.add_argument(
-        "--memory-gb", type=float, metavar="GB", help="of one GPU, or of the host (default: what is here)"
-    )
-    group.add_argument("--nodes", type=int, metavar="N", help="predict step time and efficiency up to N nodes")
+    group.add_argument("--memory-gb", type=float, metavar="GB", help="of a GPU, or of the host (default: as here)")
+    group.add_argument("--ranks", type=int, default=int(os.environ.get("WORLD_SIZE", "1")), metavar="R",
+                       help="that share the recipe's batch (default: 1)")  # fmt: skip
+    group.add_argument("--nodes", type=int, metavar="N",
+                       help="predict step times up to N nodes; each GPU keeps its share of the batch")  # fmt: skip
     group.add_argument("--gpus", type=int, default=8, metavar="G", help="of a node (default: 8)")
     group.add_argument("--step-s", type=float, metavar="S", help="measured on one GPU (default: measured here)")
     group.add_argument("--link-gb-s", type=float, default=300, metavar="GB",
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def forecast(recipe: Any, options: argparse.Namespace) -> None:
     """Print the plan of a recipe."""
-    for name in ("memory_gb", "nodes", "gpus", "step_s", "link_gb_s", "net_gb_s", "hop_us"):
+    for name in ("ranks", "memory_gb", "nodes", "gpus", "step_s", "link_gb_s", "net_gb_s", "hop_us"):
         value = getattr(options, name)
         if value is not None and not 0 < value < 1e9:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0.")
@@ -69,7 +71,7 @@ def say_memory(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace)
     from medtrain.estimate import largest_batch, memory_bytes, memory_of_rank, process_bytes
     from medtrain.results import to_markdown
 
-    ranks, batch = (options.nodes or 0) * options.gpus or 1, samples_at_once(recipe)
+    ranks, batch = (options.nodes or 0) * options.gpus or options.ranks, samples_at_once(recipe, options.ranks)
     parts = memory_of_rank(sizes, recipe, ranks, batch)
     process, tensors = process_bytes(place), parts.pop("together")
     parts |= {"process itself": process, "together": tensors + process}
@@ -85,9 +87,12 @@ def say_memory(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace)
     print("eager mode and no kernels, which need less; processes that load data are not counted")
 
 
-def samples_at_once(recipe: Any) -> int:
-    """A rank's micro-batch where one rank takes the recipe's batch; more ranks then take more together."""
-    return max(1, recipe.train.batch // recipe.train.accumulate)
+def samples_at_once(recipe: Any, ranks: int) -> int:
+    """A rank's micro-batch where so many share the recipe's batch."""
+    share = recipe.train.accumulate * ranks
+    if recipe.train.batch % share:
+        raise UserError(f"--ranks {ranks}: train.batch={recipe.train.batch} can not be shared by {share}.")
+    return int(recipe.train.batch // share)
 
 
 def say_scaling(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace) -> None:
@@ -96,7 +101,7 @@ def say_scaling(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace
     from medtrain.results import to_markdown
     from medtrain.scaling import Links, step_seconds
 
-    per_node, most, batch = options.gpus, options.nodes * options.gpus, samples_at_once(recipe)
+    per_node, most, batch = options.gpus, options.nodes * options.gpus, samples_at_once(recipe, options.ranks)
     alone, origin = options.step_s, "given"
     if alone is None:
         print(f"\nmeasuring a step of {batch} samples here ...", flush=True)

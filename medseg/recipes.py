@@ -84,7 +84,7 @@ def window_of(recipe: SegRecipe) -> tuple[int, int, int]:
 def brats_segresnet() -> SegRecipe:
     """The published reproduction: SegResNet, 128^3 crops, soft Dice, Adam 1e-4, poly 0.9, 300 epochs.
 
-    Hardware: one GPU of 40 GB or more. Time and score on the 484 cases: not measured.
+    Hardware: one GPU of 12 GB or more (a plan counts 6 GB). Time and score on the 484 cases: not measured.
     """
     return SegRecipe(
         name="brats_segresnet",
@@ -96,7 +96,7 @@ def brats_segresnet() -> SegRecipe:
 def brats_unetr() -> SegRecipe:
     """UNETR (feature 16, hidden 768) under the same recipe as `brats_segresnet`.
 
-    Hardware: one GPU of 40 GB or more. Time and score on the 484 cases: not measured.
+    Hardware: one GPU of 12 GB or more (a plan counts 6 GB). Time and score on the 484 cases: not measured.
     """
     return replace(brats_segresnet(), name="brats_unetr", model=SegModel(name="unetr", dropout=0.0))
 
@@ -114,7 +114,7 @@ def brats_unetr_zero2() -> SegRecipe:
 def brats_swinunetr() -> SegRecipe:
     """SwinUNETR (Hatamizadeh 2022, feature 48) under the same recipe as `brats_segresnet`.
 
-    Hardware: one GPU of 80 GB, or of 40 GB with train.recompute=true. Time and score on the 484 cases: not measured.
+    Hardware: one GPU of 40 GB or more (a plan counts 25 GB). Time and score on the 484 cases: not measured.
     """
     return replace(brats_segresnet(), name="brats_swinunetr", model=SegModel(name="swinunetr", feature=48, dropout=0.0))
 
@@ -122,7 +122,7 @@ def brats_swinunetr() -> SegRecipe:
 def brats_dynunet() -> SegRecipe:
     """The plain U-Net of nnU-Net (Isensee 2021), 32 to 320 filters, deep supervision, Dice + BCE, SGD 0.01, poly.
 
-    Hardware: one GPU of 24 GB or more. Time and score on the 484 cases: not measured.
+    Hardware: one GPU of 12 GB or more (a plan counts 6 GB). Time and score on the 484 cases: not measured.
     """
     return replace(
         brats_segresnet(),

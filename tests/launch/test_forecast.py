@@ -111,6 +111,17 @@ def test_what_a_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert efficiency == sorted(efficiency, reverse=True)
 
 
+def test_ranks_share_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--plan", "--on", "gpu", "--memory-gb", "16", "--ranks", "8")
+    assert run_main("train", "brats_unetr_zero2", *words) == 0
+    told = capsys.readouterr().out
+    assert "memory of one of 8 ranks, micro-batch 1" in told
+    row = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in told.splitlines() if line.count("|") == 3
+           and "GB" not in line and "--" not in line}  # fmt: skip
+    assert row["gradients"] == pytest.approx(row["weights"] / 8, abs=0.01)
+    assert row["together"] == pytest.approx(sum(row.values()) - row["together"], abs=0.03)
+
+
 def test_a_step_is_measured_where_none_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("train", "brats_segresnet_demo", "--plan", "--nodes", "1", "--set", "train.precision=fp32") == 0
     assert "(measured here)" in capsys.readouterr().out
@@ -123,6 +134,7 @@ def test_a_step_is_measured_where_none_is_given(capsys: pytest.CaptureFixture[st
         (("--plan", "--on", "gpu", "--memory-gb", "80", "--nodes", "2"), "--step-s"),
         (("--plan", "--memory-gb", "-1"), "--memory-gb -1.0: give a number above 0"),
         (("--plan", "--nodes", "0"), "--nodes 0"),
+        (("--plan", "--ranks", "3"), "--ranks 3: train.batch=1 can not be shared by 3"),
         (("--plan", "--memory-gb", "nan"), "--memory-gb nan"),
         ((), "--cache, --out"),
     ],

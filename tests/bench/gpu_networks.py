@@ -1,0 +1,77 @@
+"""Steps a second, floating-point rate and peak memory of SegResNet, UNETR and SwinUNETR, eager and compiled.
+
+`python tests/bench/gpu_networks.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
+"""
+
+import argparse
+import time
+
+import torch
+from record import record
+
+from medlaunch.options import DOORS, find_recipe
+from medtrain.estimate import Place, sizes_of, step_seconds
+
+WAYS = {
+    "eager": (),
+    "compiled": ("train.compile=on",),
+    "compiled, channels last": ("train.compile=on", "train.channels_last=true"),
+    "CUDA graphs, channels last": ("train.compile=graphs", "train.channels_last=true"),
+}
+BATCHES = {"brats_segresnet": 2, "brats_unetr": 2, "brats_swinunetr": 1}
+
+
+def matrix_rate(side: int, device: torch.device) -> float:
+    """Operations a second of a product of bf16 matrices: what the card reaches, rather than what its sheet says."""
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    best = float("inf")
+    for _ in range(10):
+        wait(device)
+        began = time.perf_counter()
+        a @ a
+        wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def wait(device: torch.device) -> None:
+    """Until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Measure all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, nothing recorded")
+    options = parser.parse_args()
+    if not options.smoke and not torch.cuda.is_available():
+        raise SystemExit("error: torch sees no CUDA device here.")
+    device = torch.device("cpu" if options.smoke else "cuda")
+    side, steps, keep = (64, 1, False) if options.smoke else (128, 10, True)
+    rate = matrix_rate(256 if options.smoke else 8192, device)
+    card = "cpu" if options.smoke else torch.cuda.get_device_name()
+    for name, batch in BATCHES.items():
+        for way, settings in WAYS.items():
+            torch.compiler.reset()
+            if options.smoke and settings:
+                continue
+            small = ["model.hidden=48", "model.mlp=64", "model.heads=4"] if options.smoke and "unetr" in name else []
+            recipe = find_recipe(name).override(
+                [f"data.crop={side},{side},{side}", "train.precision=bf16", f"train.batch={batch}", *settings,
+                 *(small if name == "brats_unetr" else [])]
+            )  # fmt: skip
+            door, place = DOORS[recipe.task], Place(device.type == "cuda", "bf16", device)
+            flops = batch * sizes_of(lambda n, r=recipe, d=door: d.example(r, n, device), place).flops
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            spent = step_seconds(lambda n, r=recipe, d=door: d.example(r, n, device), recipe, batch, device, steps)
+            peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+            record("gpu_networks", f"{name}, {way}", 1 / spent, "steps/s",
+                   conditions=f"{card}, {side}^3, batch {batch}, bf16, {flops / spent / 1e12:.1f} TFLOP/s, "
+                   f"{flops / spent / rate:.1%} of a matrix product's {rate / 1e12:.0f}, peak {peak:.1f} GB",
+                   packages=("torch", "monai"), keep=keep)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
