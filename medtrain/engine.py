@@ -104,7 +104,8 @@ class Engine:
         self.saved_at = time.monotonic()
         self.writer = Writer()
         self.stop = stop
-        self.profile = Profile(run, profile, ranks.device) if profile and ranks.is_main else None
+        self.profiled = profile if ranks.is_main else 0
+        self.profile: Profile | None = None
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -114,6 +115,8 @@ class Engine:
         self.tracker = Tracker(self.run, self.recipe, active=self.ranks.is_main, step=self.step, total=self.total)
         known = {self.task.best_by: self.scores[-1]} if self.scores else None
         self.tracker.beat(self.step, self.epoch, scores=known)
+        if self.profiled and self.step < self.total:
+            self.profile = Profile(self.run, self.profiled, self.ranks.device)
         try:
             if self.step < self.total:
                 gc.disable()  # ranks would collect at different steps and wait for each other
@@ -122,6 +125,8 @@ class Engine:
                 if self.profile:
                     self.tracker.say(f"note: no profile: it needs {self.profile.needed} steps of one start")
         finally:
+            if self.profile:
+                self.profile.end()
             gc.enable()
             self.writer.wait()  # whatever happened, what was to be saved is on the disk
         distributed.barrier()

@@ -40,6 +40,13 @@ class Profile:
         self._profiler.stop()
         return True
 
+    def end(self) -> None:
+        """Stop without a table; a profiler that still records when the interpreter ends brings it down."""
+        if self.seen < self.needed:
+            self.seen = self.needed
+            self._profiler.on_trace_ready = None
+            self._profiler.stop()
+
     def _keep(self, profiler: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.profiler.tensorboard_trace_handler(str(self.folder))(profiler)
