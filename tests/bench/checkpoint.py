@@ -69,15 +69,15 @@ def measure(name: str, side: int, device: torch.device, steps: int, *, keep: boo
     conditions = f"{side}^3, batch {recipe.train.batch}, {strategy.precision}, checkpoint {size:.0f} MB"
     per_interval = 100 * (statistics.median(held) + statistics.median(beside) - alone) / recipe.train.save_every_s
     held_share = 100 * statistics.median(held) / alone
-    record("checkpoint", f"{name}, wait of a step that saves", statistics.median(held), "s",
+    record("checkpoint", f"{name} at {side}^3, wait of a step that saves", statistics.median(held), "s",
            peer="writing it whole", peer_value=whole, ratio=whole / statistics.median(held), conditions=conditions,
            packages=("torch",), keep=keep)  # fmt: skip
-    record("checkpoint", f"{name}, that wait against its step", held_share, "% of a step", target="<= 5",
+    record("checkpoint", f"{name} at {side}^3, that wait against its step", held_share, "% of a step", target="<= 5",
            conditions=conditions, packages=("torch",), keep=keep)  # fmt: skip
-    record("checkpoint", f"{name}, step while a checkpoint is written", statistics.median(beside), "s",
+    record("checkpoint", f"{name} at {side}^3, step while a checkpoint is written", statistics.median(beside), "s",
            peer="step alone", peer_value=alone, ratio=statistics.median(beside) / alone, conditions=conditions,
            packages=("torch",), keep=keep)  # fmt: skip
-    record("checkpoint", f"{name}, all of it at the default interval", per_interval, "% of the time", target="<= 5",
+    record("checkpoint", f"{name} at {side}^3, all of it at the default interval", per_interval, "% of the time", target="<= 5",
            conditions=conditions, packages=("torch",), keep=keep)  # fmt: skip
 
 
