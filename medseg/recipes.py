@@ -12,8 +12,9 @@ class VolumeData:
     """Which cases and crops; `crop` in voxels of the cache.
 
     `foreground` is the share of crops that hold a tumour voxel. With `verify` the bytes of every case are compared with
-    its checksum when it is first read. `holdout` names the validation cases outright; with
-    `val_fraction` 0 and no hold-out there is no validation, and the newest weights are kept.
+    its checksum when it is first read. `holdout` names the validation cases outright; with `val_fraction` 0 and no
+    hold-out there is no validation, and the newest weights are kept. `resident` keeps all training volumes on the
+    device; `auto` does where a GPU has room and the augmentation is crops, flips, rotation, zoom and intensity.
     """
 
     crop: tuple[int, int, int] = within((128, 128, 128), 1, most=4096)
@@ -27,6 +28,7 @@ class VolumeData:
     test_fraction: float = within(0.0, 0, below=1)
     holdout: tuple[str, ...] = ()
     verify: bool = field(default=False, metadata=NO_EFFECT)
+    resident: Literal["auto", "on", "off"] = field(default="auto", metadata=NO_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medseg import infer, losses, metrics, models
+from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
 from medseg.figures import overlay
 from medseg.geometry import Grid
@@ -120,6 +120,10 @@ class SegTask:
             stream=stream, foreground=recipe.data.foreground, crops_per_case=recipe.data.crops_per_case, warps=on_cpu,
             verify=recipe.data.verify,
         )  # fmt: skip
+        if resident.stays(recipe, self.cache, self.split.train, device):
+            return resident.ResidentLoader(
+                source, self.cache, batch=stream.micro_batch, device=device, quiet=stream.rank > 0
+            )
         return VolumeLoader(
             source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
             operations=operations, workers=recipe.train.workers, device=device,

@@ -27,4 +27,5 @@ PY
 "$PYTHON" tests/bench/engine_overhead.py --record
 "$PYTHON" tests/bench/memory_plan.py --record
 "$PYTHON" tests/bench/gpu_training.py "$@"
+taskset -c 0,1 "$PYTHON" tests/bench/gpu_training.py "$@"
 "$PYTHON" tests/bench/gpu_images.py

@@ -77,8 +77,8 @@ def measure(name: str, side: int, device: torch.device, steps: int, *, keep: boo
     record("checkpoint", f"{name} at {side}^3, step while a checkpoint is written", statistics.median(beside), "s",
            peer="step alone", peer_value=alone, ratio=statistics.median(beside) / alone, conditions=conditions,
            packages=("torch",), keep=keep)  # fmt: skip
-    record("checkpoint", f"{name} at {side}^3, all of it at the default interval", per_interval, "% of the time", target="<= 5",
-           conditions=conditions, packages=("torch",), keep=keep)  # fmt: skip
+    record("checkpoint", f"{name} at {side}^3, all of it at the default interval", per_interval, "% of the time",
+           target="<= 5", conditions=conditions, packages=("torch",), keep=keep)  # fmt: skip
 
 
 if __name__ == "__main__":

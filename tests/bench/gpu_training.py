@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def synchronize(device: Any) -> None:
 
 
 def main() -> None:
-    """Measure and print one line of JSON."""
+    """Measure and print one line of JSON for each loader."""
     import torch
 
     from medseg.phantom import write_dataset
@@ -93,15 +94,20 @@ def main() -> None:
             [f"data.crop={side},{side},{side}", "data.crops_per_case=10", f"train.epochs={epochs}",
              f"train.workers={options.workers}", "train.validate_every=100000", "train.log_every=10"]
         )  # fmt: skip
-        ours = through_engine(recipe, cache, place / "run")
+        lines = {
+            where: through_engine(recipe.override([f"data.resident={on}"]), cache, place / where)
+            for where, on in {"DALI": "off", "resident volumes": "on"}.items()
+        }
         bare = bare_loop(recipe, options.steps)
-    speed = ours["speed/samples_per_s"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    print(json.dumps({
-        "device": device, "torch": torch.__version__, "crop": side, "batch": recipe.train.batch,
-        "samples_per_s": round(speed, 3), "bare_samples_per_s": round(bare, 3), "ratio": round(speed / bare, 3),
-        "data_wait_share": ours["speed/data_wait_share"], "peak_gb": ours["memory/peak_gb"],
-    }))  # fmt: skip
+    for where, ours in lines.items():
+        speed = ours["speed/samples_per_s"]
+        print(json.dumps({
+            "loader": where, "device": device, "cores": len(os.sched_getaffinity(0)), "torch": torch.__version__,
+            "crop": side, "batch": recipe.train.batch, "samples_per_s": round(speed, 3),
+            "bare_samples_per_s": round(bare, 3), "ratio": round(speed / bare, 3),
+            "data_wait_share": ours["speed/data_wait_share"], "peak_gb": ours["memory/peak_gb"],
+        }))  # fmt: skip
 
 
 if __name__ == "__main__":
