@@ -1,7 +1,8 @@
 """Trained members, used together: from a prepared case or a raw scan to one label map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from medseg.labels import LabelMap
 from medseg.models import build_model
 from medseg.msd import CaseFiles, read_scan
 from medseg.preparation import LEAST_MM, Preparation, prepare_case
-from medseg.recipes import SegRecipe
+from medseg.recipes import SegRecipe, window_of
 from medtrain import checkpoint
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
@@ -59,10 +60,24 @@ class Member:
         forward = inference(model, recipe, device)
         return cls(recipe.name, recipe, forward, label_map, preparation, content["score"])
 
-    def native_probs(self, image_CDHW: np.ndarray, grid: Grid) -> np.ndarray:
-        """Region probabilities (3,D,H,W) in the crop box at the scan's own spacing."""
-        probs = infer.region_probs(self.forward, image_CDHW, self.recipe, flips=self.recipe.evaluate.flips)
-        return infer.to_native(probs, grid.native)
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What members must have in common to go over a scan's windows together."""
+        return self.preparation, window_of(self.recipe), self.recipe.evaluate, self.recipe.model.kernels
+
+
+def native_probs(members: Sequence[Member], prepared: Callable[[Preparation], tuple[np.ndarray, Grid]]
+                 ) -> Iterator[np.ndarray]:  # fmt: skip
+    """Each member's region probabilities (3,D,H,W) in the crop box at the scan's own spacing, in their order, from the
+    image (C,D,H,W) and grid that `prepared` gives. Neighbours that go the same way go over the windows together.
+    """
+    for _, some in groupby(members, key=lambda member: member.way):
+        together = list(some)
+        first = together[0]
+        image, grid = prepared(first.preparation)
+        for probs in infer.member_probs([member.forward for member in together], image, first.recipe,
+                                        flips=first.recipe.evaluate.flips):  # fmt: skip
+            yield infer.to_native(probs, grid.native)
 
 
 def load_members(runs: Sequence[Path], device: torch.device) -> list[Member]:
@@ -83,13 +98,13 @@ def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[
     scan = read_scan(CaseFiles(files.id, files.images, None), label_map)
     prepared: dict[Preparation, Any] = {}
 
-    def probs(member: Member) -> np.ndarray:
-        if member.preparation not in prepared:
-            prepared[member.preparation] = prepare_case(files.id, scan, label_map, member.preparation)
-        case = prepared[member.preparation]
-        return member.native_probs(case.image_CDHW, Grid.from_dict(case.facts["grid"]))
+    def prepare(preparation: Preparation) -> tuple[np.ndarray, Grid]:
+        if preparation not in prepared:
+            prepared[preparation] = prepare_case(files.id, scan, label_map, preparation)
+        case = prepared[preparation]
+        return case.image_CDHW, Grid.from_dict(case.facts["grid"])
 
-    combined = weighted_mean((probs(member) for member in members), weights)
+    combined = weighted_mean(native_probs(members, prepare), weights)
     grid = Grid.from_dict(next(iter(prepared.values())).facts["grid"])
     path = out / f"{files.id}.nii.gz"
     with replacing(path) as temporary:

@@ -11,7 +11,7 @@ import torch
 
 from medseg.figures import overlay, write_box_plot, write_overlay
 from medseg.labels import REGIONS
-from medseg.members import Member, load_members
+from medseg.members import Member, load_members, native_probs
 from medseg.metrics import score_case
 from medseg.task import SegTask
 from medtrain.cache import Cache
@@ -142,7 +142,8 @@ def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[f
     cases = task.split.test or task.split.val
     for case in track(cases, len(cases), "ensemble"):
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
-        label = task.label_map.label(weighted_mean((m.native_probs(image, grid) for m in members), weights))
+        probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
+        label = task.label_map.label(weighted_mean(probs, weights))
         scores = score_case(label, reference, task.label_map)
         rows.append(CaseRow(member="Ensemble", case=case, part=part, scores=scores))
         title = f"{case}: ensemble Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)

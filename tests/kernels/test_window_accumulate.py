@@ -65,10 +65,12 @@ def test_inference_on_the_device_equals_monais(shape: tuple[int, int, int], kern
     recipe = RECIPES["brats_segresnet"]().override(
         ["data.crop=16,16,16", "evaluate.overlap=0.3", f"model.kernels={kernels}"]
     )
-    expected = infer.blended(forward, torch.from_numpy(image.astype(np.float32)), recipe)
-    found = infer.blended_on_device(forward, torch.from_numpy(image).to(DEVICE), recipe)
-    assert found.shape == (3, *shape)
-    assert_near(found, expected, factor=2)
+    members = (forward, lambda windows: -2 * forward(windows))
+    found = infer.blended_on_device(members, torch.from_numpy(image).to(DEVICE), recipe)
+    assert found.shape == (2, 3, *shape)
+    for member, logits in zip(members, found, strict=True):
+        expected = infer.blended(member, torch.from_numpy(image.astype(np.float32)), recipe)
+        assert_near(logits, expected, factor=2)
 
 
 def test_what_does_not_fit_is_refused() -> None:

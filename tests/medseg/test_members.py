@@ -1,7 +1,9 @@
 """Prediction from raw scans: same preparation as in training, and back on the scan's own grid, in its own codes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,9 @@ import torch
 from launch_helpers import run_main
 
 from medlaunch.train import run
-from medseg.members import Member, load_members
+from medseg import infer
+from medseg.geometry import Grid
+from medseg.members import Member, load_members, native_probs
 from medseg.metrics import score_case
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
@@ -122,3 +126,30 @@ def test_native_dice_is_taken_on_the_original_spacing(coarse: Path, runs: list[P
     opened = Cache(coarse)
     for row in read_rows(runs[1] / "cases.csv"):
         assert opened.array(row.case, "label_native").shape > opened.array(row.case, "label").shape
+
+
+def test_neighbours_of_one_way_go_over_the_windows_together(
+    runs: list[Path], cache: Path, coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, low = load_members(runs, torch.device("cpu"))
+    other = replace(native, forward=lambda windows: 2 * native.forward(windows))
+    sets = {member.preparation: Cache(path) for member, path in ((native, cache), (low, coarse))}
+    case = Cache(cache).ids[0]
+
+    def prepared(preparation: Preparation) -> tuple[np.ndarray, Grid]:
+        opened = sets[preparation]
+        return opened.read(case, "image"), Grid.from_dict(opened.facts(case)["grid"])
+
+    alone = [next(native_probs([member], prepared)) for member in (native, other, low)]
+    sizes, plain = [], infer.member_probs
+
+    def counted(forwards: list[Any], *rest: Any, **more: Any) -> Any:
+        sizes.append(len(forwards))
+        return plain(forwards, *rest, **more)
+
+    monkeypatch.setattr(infer, "member_probs", counted)
+    together = list(native_probs([native, other, low], prepared))
+    assert sizes == [2, 1]
+    for a, b in zip(alone, together, strict=True):
+        assert np.array_equal(a, b)
+    assert not np.array_equal(together[0], together[1])
