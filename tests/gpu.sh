@@ -24,6 +24,7 @@ PY
 "$PYTHON" tests/bench/gpu_kernels.py
 "$PYTHON" tests/bench/gpu_step.py
 "$PYTHON" tests/bench/gpu_networks.py
+"$PYTHON" tests/bench/gpu_inference.py
 "$PYTHON" tests/bench/engine_overhead.py --record
 "$PYTHON" tests/bench/memory_plan.py --record
 "$PYTHON" tests/bench/gpu_training.py "$@"

@@ -5,6 +5,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from record import record
@@ -40,18 +41,18 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, nothing recorded")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.smoke and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no CUDA device here.")
     device = torch.device("cpu" if options.smoke else "cuda")
     side, steps, keep = (64, 1, False) if options.smoke else (128, 10, True)
     rate = matrix_rate(256 if options.smoke else 8192, device)
     card = "cpu" if options.smoke else torch.cuda.get_device_name()
-    for name, batch in BATCHES.items():
+    for name, batch in list(BATCHES.items())[: 1 if options.smoke else None]:
         for way, settings in WAYS.items():
             torch.compiler.reset()
             if options.smoke and settings:

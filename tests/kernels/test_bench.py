@@ -41,6 +41,21 @@ def test_a_smoke_run_takes_every_rival_and_writes_nothing(
     assert measurement.RESULTS.read_bytes() == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the benchmarks themselves run")
+@pytest.mark.parametrize("script", ["gpu_inference.py", "gpu_networks.py"])
+def test_benchmarks_of_whole_networks_run(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(BENCH / script, monkeypatch)
+    before = (BENCH / "results.csv").read_bytes()
+    module.main(["--smoke"])
+    said = capsys.readouterr().out
+    assert "brats_segresnet, eager:" in said or "largest difference of probabilities: 0" in said
+    assert (BENCH / "results.csv").read_bytes() == before
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        module.main([])
+
+
 @pytest.mark.parametrize(
     "script",
     [*KERNELS, BENCH / "gpu_step.py", BENCH / "gpu_kernels.py"],

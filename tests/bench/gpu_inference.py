@@ -1,0 +1,79 @@
+"""Two members over one scan of 240x240x155 in 128^3 windows: ours in one pass, MONAI's SlidingWindowInferer in two.
+
+`python tests/bench/gpu_inference.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from record import record
+
+from medseg.infer import blended_on_device
+from medseg.models import build_model
+from medseg.recipes import RECIPES, window_of
+from medtrain.strategy import inference
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, times: int) -> float:
+    """Of some calls after a first one."""
+    found = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure both at bf16 and compare their probabilities."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, nothing recorded")
+    options = parser.parse_args(arguments)
+    if not options.smoke and not torch.cuda.is_available():
+        raise SystemExit("error: torch sees no CUDA device here.")
+    device = torch.device("cpu" if options.smoke else "cuda")
+    side, shape, times = (32, (40, 40, 40), 1) if options.smoke else (128, (240, 240, 155), 3)
+    small = ["model.hidden=48", "model.mlp=64", "model.heads=4"] if options.smoke else []
+    kernels = "reference" if options.smoke else "auto"
+    recipes = [
+        RECIPES[name]().override([f"data.crop={side},{side},{side}", "train.precision=bf16",
+                                  "evaluate.overlap=0.5", f"model.kernels={kernels}", *more])
+        for name, more in (("brats_segresnet", []), ("brats_unetr", small))
+    ]  # fmt: skip
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float16)).to(device)
+    torch.manual_seed(0)
+    ours = [inference(build_model(recipe), recipe, device) for recipe in recipes]
+    torch.manual_seed(0)
+    plain = [recipe.override(["model.kernels=reference"]) for recipe in recipes]
+    theirs = [inference(build_model(recipe), recipe, device) for recipe in plain]
+    batch = recipes[0].evaluate.batch
+    inferer = SlidingWindowInferer(window_of(recipes[0]), batch, overlap=0.5, mode="gaussian")
+
+    def together() -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.sigmoid(blended_on_device(ours, image, recipes[0])).mean(0)
+
+    def one_by_one() -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.stack([torch.sigmoid(inferer(image[None].float(), net)[0]) for net in theirs]).mean(0)
+
+    gap = float((together() - one_by_one()).abs().max())
+    fast, slow = (median_seconds(work, device, times) for work in (together, one_by_one))
+    card = "cpu" if options.smoke else torch.cuda.get_device_name()
+    conditions = f"{card}, {'x'.join(map(str, shape))}, windows {side}^3, overlap 0.5, batch {batch}, bf16"
+    record("gpu_inference", "SegResNet and UNETR, one scan", fast, "s", peer="MONAI SlidingWindowInferer, twice",
+           peer_value=slow, ratio=slow / fast, target=">= 2", conditions=conditions, packages=("torch", "monai"),
+           keep=not options.smoke)  # fmt: skip
+    record("gpu_inference", "largest difference of probabilities", gap, "", target="<= 1e-3", conditions=conditions,
+           packages=("torch", "monai"), keep=not options.smoke)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
