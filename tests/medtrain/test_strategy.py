@@ -1,5 +1,8 @@
 """Precision by hardware, clipping, and the optimisers by name."""
 
+import json
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -258,3 +261,40 @@ def test_apex_that_is_not_there_or_anothers_is_told(tiny: Tiny, monkeypatch: pyt
     apex(monkeypatch, amp=None)
     with pytest.raises(UserError, match="without its CUDA extensions"):
         make_optimizer(optim, groups, gpu)
+
+
+COMPILED = """
+import json, sys, torch
+from medseg.recipes import RECIPES
+from medtrain import distributed
+from medtrain.strategy import make_strategy, one_group
+ranks, found = distributed.start(120), []
+for how in ("off", "on"):
+    recipe = RECIPES["brats_segresnet_demo"]().override(
+        ["train.strategy=ddp", "train.precision=fp32", "train.batch=2", f"train.compile={how}", "optim.name=sgd"])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+    strategy = make_strategy(model, one_group(model), recipe, ranks)
+    inputs = torch.arange(128.0).reshape(2, 64).sin() + ranks.rank
+    for _ in range(3):
+        strategy.backward(strategy.forward(inputs).square().mean())
+        strategy.step(0.001)
+    found.append([strategy.called is not strategy.wrapped, model[0].weight.sum().item(), model[2].weight.sum().item()])
+if ranks.is_main:
+    print(json.dumps(found), flush=True)
+distributed.finish()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_compiled_ranks_take_the_same_steps(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(COMPILED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "made")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (off, *a), (on, *b) = json.loads(done.stdout.splitlines()[-1])
+    assert (off, on) == (False, True)
+    assert a == pytest.approx(b, rel=1e-5)
