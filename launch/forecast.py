@@ -52,7 +52,7 @@ def place_of(recipe: Any, options: argparse.Namespace) -> Any:
     import torch
 
     from medtrain.estimate import Place
-    from medtrain.strategy import precision_for
+    from medtrain.precision import precision_for
 
     here = torch.cuda.is_available()
     gpu = here if options.on is None else options.on == "gpu"

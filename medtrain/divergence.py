@@ -11,9 +11,9 @@ from torch import nn
 from medtrain import checkpoint
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_json
+from medtrain.precision import DTYPES, autocasts, precision_for
 from medtrain.recipe import Recipe
 from medtrain.sampling import Stream
-from medtrain.strategy import DTYPES, autocasts, precision_for
 
 RECORD, WEIGHTS = "diverged.json", "checkpoint_diverged.pt"
 

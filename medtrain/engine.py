@@ -23,7 +23,8 @@ from medtrain.results import CaseRow, to_markdown
 from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
 from medtrain.selftest import check_convolutions
-from medtrain.strategy import Forward, Group, make_strategy
+from medtrain.strategies import make_strategy
+from medtrain.strategy import Forward, Group
 from medtrain.tracker import Tracker
 from medtrain.writer import Writer
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from medtrain.errors import UserError
-from medtrain.strategy import DTYPES, autocasts
+from medtrain.precision import DTYPES, autocasts
 
 # Of the largest value; rounding to bf16 gives 0.4 %, wrong sums are off by tens of per cent.
 TOLERANCE = 0.02

@@ -22,8 +22,9 @@ from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
 from medtrain.files import parse_json
+from medtrain.precision import DTYPES, autocasts
 from medtrain.recipe import Recipe
-from medtrain.strategy import DTYPES, Group, Single, autocasts
+from medtrain.strategy import Group, Single
 
 # The states of an optimiser that have a parameter's shape.
 STATES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}

@@ -34,7 +34,7 @@ def predicted(recipe: Any) -> float:
 
     from medlaunch.options import DOORS
     from medtrain.estimate import Place, memory_of_rank, process_bytes, sizes_of
-    from medtrain.strategy import precision_for
+    from medtrain.precision import precision_for
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     place = Place(device.type == "cuda", precision_for(recipe, device), device)

@@ -14,10 +14,12 @@ import torch
 
 from medseg.models import build_model
 from medseg.recipes import SegRecipe
-from medtrain import strategy as strategies
+from medtrain import strategy as ways
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
-from medtrain.strategy import Single, make_optimizer, make_strategy, one_group, precision_for
+from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
+from medtrain.strategies import make_strategy
+from medtrain.strategy import Single, make_optimizer, one_group
 
 CPU = Ranks(0, 1, 0, torch.device("cpu"))
 Tiny = Callable[..., SegRecipe]
@@ -147,7 +149,7 @@ def test_a_compiler_that_fails_is_fallen_back_from_by_choice(
 
         return call
 
-    monkeypatch.setattr(strategies, "compiled", broken)
+    monkeypatch.setattr(ways, "compiled", broken)
     model = torch.nn.Linear(8, 2)
     inputs = torch.randn(3, 8)
     strategy = Single(model, one_group(model), tiny("train.compile=try"), CPU)
@@ -173,17 +175,17 @@ def test_tf32_is_a_choice_and_never_fp32(tiny: Tiny) -> None:
         precision_for(tiny("train.precision=tf32"), CPU.device)
     assert precision_for(tiny("train.precision=tf32"), torch.device("cuda")) == "tf32"
     for precision, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
-        strategies.allow_tf32(precision)
+        allow_tf32(precision)
         assert torch.backends.cudnn.allow_tf32 == allowed
         assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
-    assert [p for p in strategies.DTYPES if strategies.autocasts(p)] == ["bf16", "fp16"]
+    assert [p for p in DTYPES if autocasts(p)] == ["bf16", "fp16"]
 
 
 @pytest.mark.usefixtures("global_switches")
 def test_a_recipe_of_tf32_predicts_on_a_cpu(tiny: Tiny) -> None:
     model = torch.nn.Linear(4, 1)
     inputs = torch.randn(2, 4)
-    assert torch.equal(strategies.inference(model, tiny("train.precision=tf32"), CPU.device)(inputs), model(inputs))
+    assert torch.equal(ways.inference(model, tiny("train.precision=tf32"), CPU.device)(inputs), model(inputs))
 
 
 def test_the_loss_scale_is_told_in_fp16_only(tiny: Tiny) -> None:
@@ -228,7 +230,7 @@ def apex(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
 
 def test_apex_is_taken_where_asked_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     apex(monkeypatch, optimizers={"FusedAdam": StandIn, "FusedSGD": None})
-    monkeypatch.setattr(strategies, "make_optimizer", lambda o, g, d: make_optimizer(o, g, torch.device("cuda")))
+    monkeypatch.setattr(ways, "make_optimizer", lambda o, g, d: make_optimizer(o, g, torch.device("cuda")))
     weights = []
     for library in ("torch", "apex"):
         torch.manual_seed(0)
@@ -267,7 +269,8 @@ COMPILED = """
 import json, sys, torch
 from medseg.recipes import RECIPES
 from medtrain import distributed
-from medtrain.strategy import make_strategy, one_group
+from medtrain.strategies import make_strategy
+from medtrain.strategy import one_group
 ranks, found = distributed.start(120), []
 for how in ("off", "on"):
     recipe = RECIPES["brats_segresnet_demo"]().override(
