@@ -1,5 +1,6 @@
 """What a step will need, told before the first one: a step is traced with tensors that have shapes and no bytes."""
 
+import gc
 import time
 import weakref
 from collections.abc import Callable
@@ -86,6 +87,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.recomputes = any("forward" in vars(module) for module in network.modules())
         self.now = self.most = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
         self._known = {t.untyped_storage()._cdata: 0 for t in (*network.parameters(), *network.buffers())}
 
@@ -95,6 +97,8 @@ class _Live(TorchDispatchMode):
         if func is torch.ops.aten.arange.start or (given and all(type(leaf) is torch.Tensor for leaf in given)):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
+        if self.recomputes and func in self.twice:
+            gc.collect()  # without it tensors without bytes are let go later than real ones
         made = func(*args, **(kwargs or {}))
         new = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         for leaf in new:
@@ -123,7 +127,11 @@ def _upcast(module: nn.Module) -> None:
 
 def sizes_of(make: Make, place: Place) -> Sizes:
     """Trace two steps of different batches. Nothing is computed: seconds, and hardly any memory, for any network."""
-    (fixed, flops, most), (_, more, larger) = (_traced(make, batch, place) for batch in BATCHES)
+    gc.freeze()  # what is there need not be looked at again and again
+    try:
+        (fixed, flops, most), (_, more, larger) = (_traced(make, batch, place) for batch in BATCHES)
+    finally:
+        gc.unfreeze()
     weights, frozen = fixed
     step = BATCHES[1] - BATCHES[0]
     sample = (larger - most) / step

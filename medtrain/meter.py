@@ -1,9 +1,9 @@
 """Cheap counters between two log lines."""
 
 import contextlib
-import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,4 +80,6 @@ def peak_gb(device: torch.device) -> float:
     """The most memory so far: of tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # not getrusage's, which begins with the memory of the process that started this one
+    words = Path("/proc/self/status").read_text(encoding="utf-8").split()
+    return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e9

@@ -4,7 +4,6 @@ On a CPU it is of the whole process; on a GPU of tensors.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -49,12 +48,11 @@ def measured(recipe: Any) -> float:
 
     from medlaunch.options import DOORS
     from medtrain.estimate import step_seconds
+    from medtrain.meter import peak_gb
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step_seconds(lambda batch: DOORS[recipe.task].example(recipe, batch, device), recipe, recipe.train.batch, device, 2)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak_gb(device)
 
 
 def main() -> None:
