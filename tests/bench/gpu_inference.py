@@ -3,7 +3,6 @@
 `python tests/bench/gpu_inference.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from record import record
 
+from medkernels.measurement import asked
 from medseg.infer import blended_on_device
 from medseg.models import build_model
 from medseg.recipes import RECIPES, window_of
@@ -33,12 +33,8 @@ def median_seconds(work: Callable[[], object], device: torch.device, times: int)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both at bf16 and compare their probabilities."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, nothing recorded")
-    options = parser.parse_args(arguments)
-    if not options.smoke and not torch.cuda.is_available():
-        raise SystemExit("error: torch sees no CUDA device here.")
-    device = torch.device("cpu" if options.smoke else "cuda")
+    options = asked(__doc__ or "", arguments)
+    device = torch.device(options.device)
     side, shape, times = (32, (40, 40, 40), 1) if options.smoke else (128, (240, 240, 155), 3)
     small = ["model.hidden=48", "model.mlp=64", "model.heads=4"] if options.smoke else []
     kernels = "reference" if options.smoke else "auto"
@@ -70,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = f"{card}, {'x'.join(map(str, shape))}, windows {side}^3, overlap 0.5, batch {batch}, bf16"
     record("gpu_inference", "SegResNet and UNETR, one scan", fast, "s", peer="MONAI SlidingWindowInferer, twice",
            peer_value=slow, ratio=slow / fast, target=">= 2", conditions=conditions, packages=("torch", "monai"),
-           keep=not options.smoke)  # fmt: skip
+           keep=options.record)  # fmt: skip
     record("gpu_inference", "largest difference of probabilities", gap, "", target="<= 1e-3", conditions=conditions,
-           packages=("torch", "monai"), keep=not options.smoke)  # fmt: skip
+           packages=("torch", "monai"), keep=options.record)  # fmt: skip
 
 
 if __name__ == "__main__":

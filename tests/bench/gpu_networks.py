@@ -3,13 +3,13 @@
 `python tests/bench/gpu_networks.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 
 import torch
 from record import record
 
+from medkernels.measurement import asked
 from medlaunch.options import DOORS, find_recipe
 from medtrain.estimate import Place, sizes_of, step_seconds
 
@@ -43,13 +43,9 @@ def wait(device: torch.device) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU, nothing recorded")
-    options = parser.parse_args(arguments)
-    if not options.smoke and not torch.cuda.is_available():
-        raise SystemExit("error: torch sees no CUDA device here.")
-    device = torch.device("cpu" if options.smoke else "cuda")
-    side, steps, keep = (64, 1, False) if options.smoke else (128, 10, True)
+    options = asked(__doc__ or "", arguments)
+    device = torch.device(options.device)
+    side, steps = (64, 1) if options.smoke else (128, 10)
     rate = matrix_rate(256 if options.smoke else 8192, device)
     card = "cpu" if options.smoke else torch.cuda.get_device_name()
     for name, batch in list(BATCHES.items())[: 1 if options.smoke else None]:
@@ -71,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record("gpu_networks", f"{name}, {way}", 1 / spent, "steps/s",
                    conditions=f"{card}, {side}^3, batch {batch}, bf16, {flops / spent / 1e12:.1f} TFLOP/s, "
                    f"{flops / spent / rate:.1%} of a matrix product's {rate / 1e12:.0f}, peak {peak:.1f} GB",
-                   packages=("torch", "monai"), keep=keep)  # fmt: skip
+                   packages=("torch", "monai"), keep=options.record)  # fmt: skip
 
 
 if __name__ == "__main__":
