@@ -1,7 +1,6 @@
 """`launch/train.py --plan`: what a recipe will need and how it would scale, told without data and without training."""
 
 import argparse
-import os
 from typing import Any
 
 from medlaunch.options import DOORS
@@ -17,8 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plan", action="store_true")
     group.add_argument("--on", choices=("gpu", "cpu"), help="where it is to run (default: as here)")
     group.add_argument("--memory-gb", type=float, metavar="GB", help="of a GPU, or of the host (default: as here)")
-    group.add_argument("--ranks", type=int, default=int(os.environ.get("WORLD_SIZE", "1")), metavar="R",
-                       help="that share the recipe's batch (default: 1)")  # fmt: skip
+    group.add_argument("--ranks", type=int, default=1, metavar="R", help="that share the recipe's batch (default: 1)")  # fmt: skip
     group.add_argument("--nodes", type=int, metavar="N",
                        help="predict step times up to N nodes; each GPU keeps its share of the batch")  # fmt: skip
     group.add_argument("--gpus", type=int, default=8, metavar="G", help="of a node (default: 8)")
@@ -79,11 +77,11 @@ def say_memory(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace)
     print(to_markdown([[head, "GB"], *([name, f"{value / 1e9:.2f}"] for name, value in parts.items())]))
     there = options.memory_gb * 1e9 if options.memory_gb else memory_bytes(place.device)
     largest = largest_batch(sizes, recipe, ranks, SHARE * there - process)
-    words = f"largest micro-batch in {there / 1e9:.0f} GB, {SHARE:.0%} of them used:"
+    words = f"largest micro-batch in {there / 1e9:.3g} GB, {SHARE:.0%} of them used:"
     if largest:
         print(f"{words} {largest}, which is train.batch={largest * ranks * recipe.train.accumulate}")
     else:
-        print(f"{words} none; lower {DOORS[recipe.task].MEMORY.split(' or ')[-1]}, or --set train.recompute=true")
+        print(f"{words} none; lower {DOORS[recipe.task].MEMORY.split(' or ')[-1]}")
     print("eager mode and no kernels, which need less; processes that load data are not counted")
 
 
