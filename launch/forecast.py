@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plan", action="store_true")
     group.add_argument("--on", choices=("gpu", "cpu"), help="where it is to run (default: as here)")
     group.add_argument("--memory-gb", type=float, metavar="GB", help="of a GPU, or of the host (default: as here)")
-    group.add_argument("--ranks", type=int, default=1, metavar="R", help="that share the recipe's batch (default: 1)")  # fmt: skip
+    group.add_argument("--ranks", type=int, default=1, metavar="R", help="that share the recipe's batch (default: 1)")
     group.add_argument("--nodes", type=int, metavar="N",
                        help="predict step times up to N nodes; each GPU keeps its share of the batch")  # fmt: skip
     group.add_argument("--gpus", type=int, default=8, metavar="G", help="of a node (default: 8)")
