@@ -126,7 +126,7 @@ def _upcast(module: nn.Module) -> None:
 
 
 def sizes_of(make: Make, place: Place) -> Sizes:
-    """Trace two steps of different batches. Nothing is computed: seconds, and hardly any memory, for any network."""
+    """Trace two steps of different batches. Nothing is computed, and nothing but the network and a batch allocated."""
     gc.freeze()  # what is there need not be looked at again and again
     try:
         (fixed, flops, most), (_, more, larger) = (_traced(make, batch, place) for batch in BATCHES)
