@@ -38,7 +38,7 @@ def test_a_sweep_and_a_prediction(phantoms: Path, tmp_path: Path, capfd: pytest.
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.name.endswith(".nii.gz"):
             raw = with_header(gzip.decompress(path.read_bytes()), **SECRETS)
-            extension = nib.nifti1.Nifti1Extension("comment", b"Doe^Jane, ward 7")
+            extension = nib.nifti1.Nifti1Extension("comment", b"Doe^Jane, bed 7Q")
             image = nib.Nifti1Image.from_bytes(raw)
             image.header.extensions.append(extension)
             for name, value in SECRETS.items():
@@ -54,7 +54,7 @@ def test_a_sweep_and_a_prediction(phantoms: Path, tmp_path: Path, capfd: pytest.
     assert run_main("predict", "--members", run, "--image", scan, "--out", out / "labels") == 0
     assert run_main("status", out / "sweep", "--files-only") == 0
     printed = "".join(capfd.readouterr())
-    words = [*SECRETS.values(), b"Doe", b"ward 7", FOLDER.encode(), b"pacs"]
+    words = [*SECRETS.values(), b"Doe", b"bed 7Q", FOLDER.encode(), b"pacs"]
     looked = {"terminal": printed.encode()}
     looked |= {str(path.relative_to(out)): told(path) for path in sorted(out.rglob("*")) if path.is_file()}
     for kind in ("cache.h5", "tfevents", "table.md", "table.csv", "cases.csv", "jobs", ".nii.gz", "checkpoint_best.pt"):
