@@ -263,7 +263,7 @@ def open_file(path: Path, kind: str | None = None) -> Any:
     """The HDF5 file of a cache of that kind, read-only; raises UserError."""
     remedy = "make it with `python launch/prepare.py`."
     if not path.is_file():
-        raise UserError(f"{path} is not there: {remedy}")
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: {remedy}")
     try:
         # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
         file = h5py.File(path, "r", locking=False)

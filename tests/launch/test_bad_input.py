@@ -27,7 +27,7 @@ CASES = [
     ((*TRAIN, "optim.lr=-1"), "needs at least 0"),
     ((*TRAIN, "optim.ema=1"), "below 1"),
     (("train", "brats_segresnet_demo", "--cache", "FILE", "--out", "OUT/run"), "not an HDF5 file"),
-    (("train", "brats_segresnet_demo", "--cache", "OUT", "--out", "OUT/run"), "is not there"),
+    (("train", "brats_segresnet_demo", "--cache", "OUT", "--out", "OUT/run"), "is a folder"),
     ((*TRAIN[:5], "FILE/run", *TRAIN[6:], "train.epochs=1"), "FILE"),
     (("prepare", "brats", "--data", "DATA", "--out", "FILE"), "not overwritten"),
     (("prepare", "brats", "--data", "FILE", "--out", "OUT/c.h5"), "not a folder"),
