@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from medkernels.dispatch import Impl, device_refusal
-from medkernels.group_norm_relu import GroupNormReLU
+from medkernels.dispatch import device_refusal
 from medseg.recipes import SegRecipe, window_of
 from medtrain.errors import UserError
 from medtrain.strategy import recompute
@@ -16,8 +15,14 @@ def build_model(recipe: SegRecipe) -> nn.Module:
     """The recipe's network, image (B,4,D,H,W) -> region logits (B,3,D,H,W); with deep supervision, in training,
     (B,1+levels,3,D,H,W), the finest first. Raises UserError where the fields do not fit each other.
     """
+    from medseg.norms import fuse_norms
+
+    impl = recipe.model.kernels
+    if impl == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
+        raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
     makers = {"segresnet": _segresnet, "unetr": _unetr, "swinunetr": _swinunetr, "dynunet": _dynunet}
     net, blocks = makers[recipe.model.name](recipe)
+    fuse_norms(net, impl)
     if recipe.train.recompute:
         recompute(module for module in net.modules() if isinstance(module, blocks))
     return net
@@ -63,14 +68,12 @@ def _unetr(recipe: SegRecipe) -> Built:
 
 
 def _segresnet(recipe: SegRecipe) -> Built:
-    """SegResNet (Myronenko 2018), with its norms and its decoder as kernels where they run."""
+    """SegResNet (Myronenko 2018), with its decoder as kernels where they run."""
     from monai.networks.blocks.segresnet_block import ResBlock
 
     from medseg.segresnet import KernelSegResNet
 
     model = recipe.model
-    if model.kernels == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
-        raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
     if model.filters % 8 or len(model.blocks_up) != len(model.blocks_down) - 1:
         raise UserError("SegResNet needs model.filters in eights and one model.blocks_up less than model.blocks_down.")
     _divisible(recipe, 2 ** (len(model.blocks_down) - 1), "SegResNet")
@@ -79,7 +82,7 @@ def _segresnet(recipe: SegRecipe) -> Built:
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
     )  # fmt: skip
     net.kernels = model.kernels
-    return fuse_norms(net, model.kernels), (ResBlock,)
+    return net, (ResBlock,)
 
 
 def _swinunetr(recipe: SegRecipe) -> Built:
@@ -117,24 +120,3 @@ def _dynunet(recipe: SegRecipe) -> Built:
         deep_supervision=model.supervised > 0, deep_supr_num=max(1, model.supervised),
     )  # fmt: skip
     return net, (UnetBasicBlock,)
-
-
-def fuse_norms(net: nn.Module, impl: Impl) -> nn.Module:
-    """MONAI's SegResNet with each pair of group norm and ReLU as one operator of `impl`, in place.
-
-    Parameters and state_dict stay as they are. Raises TypeError where a block has another norm or activation.
-    """
-    from monai.networks.blocks.segresnet_block import ResBlock
-
-    def fused(norm: nn.Module, act: nn.Module) -> GroupNormReLU:
-        if not isinstance(norm, nn.GroupNorm) or not isinstance(act, nn.ReLU):
-            raise TypeError(f"no kernel for {type(norm).__name__} with {type(act).__name__}")
-        return GroupNormReLU.take_over(norm, impl=impl)
-
-    for block in [module for module in net.modules() if isinstance(module, ResBlock)]:
-        block.norm1, block.norm2 = fused(block.norm1, block.act), fused(block.norm2, block.act)
-        block.act = nn.Identity()
-    if isinstance(net.conv_final, nn.Sequential):
-        net.conv_final[0] = fused(net.conv_final[0], net.conv_final[1])
-        net.conv_final[1] = nn.Identity()
-    return net

@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one command: checks first, then measurements. Fails loudly without a GPU.
-#   bash tests/gpu.sh            PYTHON=... names another interpreter than the project's own
+#   bash tests/gpu.sh                    all parts
+#   bash tests/gpu.sh checks kernels     only these, where the card is lent for minutes
+# PYTHON=... names another interpreter than the project's own.
 set -euo pipefail
+parts=(checks kernels step training networks inference overhead memory images)
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+for part in "$@"; do
+    [[ " ${parts[*]} " == *" $part "* ]] || { echo "error: no part $part: choose from ${parts[*]}." >&2; exit 2; }
+done
 if [ -z "${PYTHON:-}" ]; then
     # shellcheck source=slurm/env.sh
     . "$root/slurm/env.sh"
@@ -18,15 +24,31 @@ if not torch.cuda.is_available():
     sys.exit("error: torch sees no CUDA device here: run tests/gpu.sh on a machine with a GPU.")
 print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)
 PY
-"$PYTHON" -m pytest -m gpu tests
-# every test of a kernel, on the device: without CUDA these would run in triton's interpreter
-"$PYTHON" -m pytest tests/kernels
-"$PYTHON" tests/bench/gpu_kernels.py
-"$PYTHON" tests/bench/gpu_step.py
-"$PYTHON" tests/bench/gpu_networks.py
-"$PYTHON" tests/bench/gpu_inference.py
-"$PYTHON" tests/bench/engine_overhead.py --record
-"$PYTHON" tests/bench/memory_plan.py --record
-"$PYTHON" tests/bench/gpu_training.py "$@"
-taskset -c 0,1 "$PYTHON" tests/bench/gpu_training.py "$@"
-"$PYTHON" tests/bench/gpu_images.py
+
+run_part() {
+    case $1 in
+        checks)
+            "$PYTHON" -m pytest -m gpu tests
+            # every test of a kernel, on the device: without CUDA these would run in triton's interpreter
+            "$PYTHON" -m pytest tests/kernels
+            ;;
+        kernels) "$PYTHON" tests/bench/gpu_kernels.py ;;
+        step) "$PYTHON" tests/bench/gpu_step.py ;;
+        training)
+            "$PYTHON" tests/bench/gpu_training.py
+            taskset -c 0,1 "$PYTHON" tests/bench/gpu_training.py
+            ;;
+        networks) "$PYTHON" tests/bench/gpu_networks.py ;;
+        inference) "$PYTHON" tests/bench/gpu_inference.py ;;
+        overhead) "$PYTHON" tests/bench/engine_overhead.py --record ;;
+        memory) "$PYTHON" tests/bench/memory_plan.py --record ;;
+        images) "$PYTHON" tests/bench/gpu_images.py ;;
+    esac
+}
+
+[ $# -gt 0 ] || set -- "${parts[@]}"
+for part in "$@"; do
+    began=$SECONDS
+    run_part "$part"
+    echo "$part: $((SECONDS - began)) s"
+done

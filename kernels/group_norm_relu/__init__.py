@@ -39,11 +39,16 @@ def instance_norm_leaky_relu(
 ) -> torch.Tensor:  # fmt: skip
     """As `group_norm_relu` with one group a channel (Ulyanov et al., "Instance Normalization", 2016).
 
-    With `residual` it is the end of a residual block of nnU-Net's kind: act(norm(x) + residual).
+    With `residual` it is the end of a residual block of nnU-Net's kind: act(norm(x) + residual). `slope=1` leaves the
+    activation out. The reference raises ValueError for a single voxel, as torch's instance_norm does.
     """
-    return group_norm_relu(
-        x, x.shape[1], weight_C, bias_C, residual=residual, eps=eps, slope=slope, impl=impl
-    )  # fmt: skip
+    _check(x, x.shape[1], weight_C, bias_C, residual, slope)
+    refusal = dtype_refusal(x, weight_C, bias_C)
+    if use_fused("instance_norm_leaky_relu", impl, (x, weight_C, bias_C, residual), refusal):
+        from medkernels.group_norm_relu import fused
+
+        return fused.group_norm_relu(x, x.shape[1], weight_C, bias_C, residual, eps, slope)
+    return reference.instance_norm_leaky_relu(x, weight_C, bias_C, residual, eps, slope)
 
 
 class GroupNormReLU(nn.GroupNorm):
@@ -65,6 +70,32 @@ class GroupNormReLU(nn.GroupNorm):
         """Normalise and rectify."""
         return group_norm_relu(
             x, self.num_groups, self.weight, self.bias, eps=self.eps, slope=self.slope, impl=self.impl
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"{super().extra_repr()}, slope={self.slope}, impl={self.impl}"
+
+
+class InstanceNormLeakyReLU(nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d`, optional residual, leaky ReLU: same parameters, same state_dict. Input (N,C,D,H,W)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False, *,
+                 slope: float = 0.01, impl: Impl = "auto"):  # fmt: skip
+        super().__init__(num_features, eps, affine=affine)
+        self.slope, self.impl = slope, impl
+
+    @classmethod
+    def take_over(cls, norm: nn.InstanceNorm3d, *, slope: float = 0.01, impl: Impl = "auto") -> "InstanceNormLeakyReLU":
+        """Made around the very parameters of a norm, so an optimiser that holds them keeps working."""
+        made = cls(norm.num_features, norm.eps, norm.affine, slope=slope, impl=impl)
+        made.weight, made.bias = norm.weight, norm.bias
+        return made.train(norm.training)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise, add, rectify."""
+        return instance_norm_leaky_relu(
+            x, self.weight, self.bias, residual=residual, eps=self.eps, slope=self.slope, impl=self.impl
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -1,5 +1,7 @@
 """Group normalisation and rectifier in Triton: two passes forward, two backward, all reductions in a fixed order.
 
+Small groups go to `whole.py`; here several programs share a group, each with a chunk of its voxels.
+
 A sample is a table of S voxels by C channels with two strides, so one kernel serves both layouts: with channels first
 a program takes a run of voxels of one channel (of several where they are short), with channels last a run of voxels
 with all their channels.
@@ -11,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from medkernels.group_norm_relu import whole
+from medkernels.group_norm_relu.parts import channel, through_rectifier
 from medkernels.layout import dense, like, strides_nsc
 
 TILE = 4096  # elements that a program holds at once: 16 a thread in 8 warps
@@ -94,21 +98,6 @@ def _merge_moments(mean_NCK, square_NCK, mean_NG, rstd_NG, S, C, chunk, K, eps, 
 
 
 @triton.jit
-def _channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE: tl.constexpr):
-    """Mean, 1/std, weight and bias of each channel of a block."""
-    at = n * G + c // (C // G)
-    mean = tl.load(mean_NG + at, mask=c < C, other=0.0)
-    rstd = tl.load(rstd_NG + at, mask=c < C, other=0.0)
-    if AFFINE:
-        weight = tl.load(weight_C + c, mask=c < C, other=0.0).to(tl.float32)
-        bias = tl.load(bias_C + c, mask=c < C, other=0.0).to(tl.float32)
-    else:
-        weight = tl.full(c.shape, 1.0, tl.float32)
-        bias = tl.zeros(c.shape, tl.float32)
-    return mean[None, :], rstd[None, :], weight[None, :], bias[None, :]
-
-
-@triton.jit
 def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chunk, stride_n, stride_s, stride_c, slope,
                AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     """The second pass forward: one read, one write."""
@@ -117,7 +106,7 @@ def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chun
     s = tl.arange(0, BLOCK_S)
     first = k * chunk
     end = tl.minimum(first + chunk, S)
-    mean, rstd, weight, bias = _channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
+    mean, rstd, weight, bias = channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
     scale = rstd * weight
     base = n.to(tl.int64) * stride_n + c.to(tl.int64) * stride_c
     for start in range(first, end, BLOCK_S):
@@ -131,19 +120,6 @@ def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chun
 
 
 @triton.jit
-def _through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL: tl.constexpr):
-    """The gradient before the rectifier, and the normalised input. The mask is recomputed: from x, or where a residual
-    was added from the output's sign, which the next convolution keeps in any case."""
-    away = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - mean
-    gradient = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-    if RESIDUAL:  # noqa: SIM108 - both branches of a conditional expression would be compiled
-        value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    else:
-        value = away * (rstd * weight) + bias
-    return tl.where(value > 0, gradient, gradient * slope), away * rstd
-
-
-@triton.jit
 def _gradient_sums(dy, x, y, mean_NG, rstd_NG, weight_C, bias_C, plain_NCK, normed_NCK, S, C, G, chunk, stride_n,
                    stride_s, stride_c, slope, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr,
                    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
@@ -153,14 +129,14 @@ def _gradient_sums(dy, x, y, mean_NG, rstd_NG, weight_C, bias_C, plain_NCK, norm
     s = tl.arange(0, BLOCK_S)
     first = k * chunk
     end = tl.minimum(first + chunk, S)
-    mean, rstd, weight, bias = _channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
+    mean, rstd, weight, bias = channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
     base = n.to(tl.int64) * stride_n + c.to(tl.int64) * stride_c
     plain = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     normed = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(first, end, BLOCK_S):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        gradient, xhat = _through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
+        gradient, xhat = through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
         plain += gradient  # zero outside
         normed += gradient * xhat
     out = (n * C + c) * tl.num_programs(0) + k
@@ -212,7 +188,7 @@ def _input_gradient(dy, x, y, dx, dresidual, mean_NG, rstd_NG, weight_C, bias_C,
     s = tl.arange(0, BLOCK_S)
     first = k * chunk
     end = tl.minimum(first + chunk, S)
-    mean, rstd, weight, bias = _channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
+    mean, rstd, weight, bias = channel(mean_NG, rstd_NG, weight_C, bias_C, n, c, C, G, AFFINE)
     group = n * G + c // (C // G)
     plain = tl.load(plain_NG + group, mask=c < C, other=0.0)[None, :]
     normed = tl.load(normed_NG + group, mask=c < C, other=0.0)[None, :]
@@ -220,7 +196,7 @@ def _input_gradient(dy, x, y, dx, dresidual, mean_NG, rstd_NG, weight_C, bias_C,
     for start in range(first, end, BLOCK_S):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        gradient, xhat = _through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
+        gradient, xhat = through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
         if RESIDUAL:
             tl.store(dresidual + at, gradient.to(dresidual.dtype.element_ty), mask=inside)
         value = rstd * (weight * gradient - plain - xhat * normed)
@@ -233,17 +209,21 @@ def _forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | 
     x = dense(x)
     n, c, s = x.shape[0], x.shape[1], x[0, 0].numel()
     strides = strides_nsc(x)
+    y = torch.empty_like(x)
+    residual = None if residual is None else like(residual, x)
+    mean, rstd = (x.new_empty((n, groups), dtype=torch.float32) for _ in range(2))
+    if whole.fits(x, groups, strides[2]):
+        whole.forward(x, y, residual, mean, rstd, weight, bias, eps, slope, strides)
+        return y, mean, rstd
     block_s, block_c, chunk, k = plan(n, c, s, strides[2])
     grid = (k, triton.cdiv(c, block_c), n)
-    y = torch.empty_like(x)
     mean_NCK, square_NCK = x.new_empty((2, n, c, k), dtype=torch.float32)
-    mean, rstd = (x.new_empty((n, groups), dtype=torch.float32) for _ in range(2))
     blocks = {"BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": WARPS}
     _moments[grid](x, mean_NCK, square_NCK, s, c, chunk, *strides, **blocks)
     block = min(1024, triton.next_power_of_2(c // groups * k))
     _merge_moments[(groups, n)](mean_NCK, square_NCK, mean, rstd, s, c, chunk, k, eps, BLOCK=block)
     _normalize[grid](
-        x, y, x if residual is None else like(residual, x), mean, rstd, x if weight is None else weight,
+        x, y, x if residual is None else residual, mean, rstd, x if weight is None else weight,
         x if bias is None else bias, s, c, groups, chunk, *strides, slope, AFFINE=weight is not None,
         RESIDUAL=residual is not None, **blocks,
     )  # fmt: skip
@@ -266,13 +246,18 @@ def _backward(
     dy = like(dy, x)
     n, c, s, groups = x.shape[0], x.shape[1], x[0, 0].numel(), mean.shape[1]
     strides = strides_nsc(x)
-    block_s, block_c, chunk, k = plan(n, c, s, strides[2])
-    grid = (k, triton.cdiv(c, block_c), n)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if y is not None else x.new_empty(0)
+    kind = torch.float32 if weight is None else weight.dtype
+    if whole.fits(x, groups, strides[2]):
+        output = None if y is None else like(y, x)
+        sums = whole.backward(dy, x, output, dx, dresidual, mean, rstd, weight, bias, slope, strides)
+        return dx, sums[0].to(kind), sums[1].to(kind), dresidual
+    block_s, block_c, chunk, k = plan(n, c, s, strides[2])
+    grid = (k, triton.cdiv(c, block_c), n)
     plain_NCK, normed_NCK = x.new_empty((2, n, c, k), dtype=torch.float32)
     plain_NG, normed_NG = x.new_empty((2, n, groups), dtype=torch.float32)
-    dweight, dbias = (x.new_empty(c, dtype=torch.float32 if weight is None else weight.dtype) for _ in range(2))
+    dweight, dbias = (x.new_empty(c, dtype=kind) for _ in range(2))
     affine = (x if weight is None else weight, x if bias is None else bias)
     output = x if y is None else like(y, x)
     blocks = {"AFFINE": weight is not None, "RESIDUAL": y is not None, "BLOCK_S": block_s, "BLOCK_C": block_c,

@@ -1,4 +1,4 @@
-"""Steps a second, floating-point rate and peak memory of SegResNet, UNETR and SwinUNETR, eager and compiled.
+"""Steps a second, floating-point rate and peak memory of SegResNet, UNETR, SwinUNETR and DynUNet, in several ways.
 
 `python tests/bench/gpu_networks.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
 """
@@ -14,12 +14,14 @@ from medlaunch.options import DOORS, find_recipe
 from medtrain.estimate import Place, sizes_of, step_seconds
 
 WAYS = {
+    "MONAI's": ("model.kernels=reference",),
+    "MONAI's, compiled, channels last": ("model.kernels=reference", "train.compile=on", "train.channels_last=true"),
     "eager": (),
     "compiled": ("train.compile=on",),
     "compiled, channels last": ("train.compile=on", "train.channels_last=true"),
     "CUDA graphs, channels last": ("train.compile=graphs", "train.channels_last=true"),
 }
-BATCHES = {"brats_segresnet": 2, "brats_unetr": 2, "brats_swinunetr": 1}
+BATCHES = {"brats_segresnet": 2, "brats_unetr": 2, "brats_dynunet": 2, "brats_swinunetr": 1}
 
 
 def matrix_rate(side: int, device: torch.device) -> float:

@@ -82,6 +82,10 @@ def group_norm_relu(layout: torch.memory_format) -> None:
         residual = torch.empty_like(x) if channels == 16 else None
         y = fused.group_norm_relu(x.requires_grad_(), 8, weight, bias, residual, 1e-5, 0.0)
         y.backward(torch.empty_like(y))
+    # a deep level of UNETR: one channel a group, with a residual
+    x, residual = (torch.empty(2, 128, 16, 16, 16, dtype=torch.bfloat16) for _ in range(2))
+    y = fused.group_norm_relu(x.requires_grad_(), 128, None, None, residual, 1e-5, 0.01)
+    y.backward(torch.empty_like(y))
 
 
 def region_dice(layout: torch.memory_format) -> None:

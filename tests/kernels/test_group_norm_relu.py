@@ -5,7 +5,7 @@ import torch
 from kernel_checks import DEVICE, DTYPES, assert_near, double, draw
 from torch import nn
 
-from medkernels.group_norm_relu import GroupNormReLU, fused, group_norm_relu, instance_norm_leaky_relu
+from medkernels.group_norm_relu import GroupNormReLU, fused, group_norm_relu, instance_norm_leaky_relu, whole
 
 # even, odd, prime, one voxel, one channel a group, more channels than a block, and two dimensions
 SHAPES = [
@@ -26,6 +26,16 @@ def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
 CASES = [(*case, dtype) for case in SHAPES for dtype in (DTYPES if case in SHAPES[:3] else DTYPES[:1])]
 
 
+@pytest.fixture(params=["one launch", "chunks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small groups are normalised in one launch; without it they go the way of large ones."""
+    monkeypatch.setattr(whole, "SECTOR", 1)
+    if request.param == "chunks":
+        monkeypatch.setattr(whole, "MOST", 0)
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("layout", ["first", "last", "strided"])
 @pytest.mark.parametrize(("shape", "groups", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("kind", ["relu", "residual"])
@@ -51,6 +61,7 @@ def test_output_and_gradients_equal_float64(shape, groups, dtype, layout, kind) 
         assert_near(residual.grad, exact[3].grad)
 
 
+@pytest.mark.usefixtures("way")
 def test_without_affine_and_as_instance_norm() -> None:
     x, dy = draw(2, 5, 3, 4, 7), draw(2, 5, 3, 4, 7, seed=1).detach()
     exact = double(x)
@@ -62,6 +73,7 @@ def test_without_affine_and_as_instance_norm() -> None:
     assert_near(x.grad, exact.grad)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("last", [False, True])
 def test_a_large_mean_costs_no_digits(last: bool) -> None:
     x = draw(1, 8, 6, 7, 5, mean=3000)
@@ -75,6 +87,7 @@ def test_a_large_mean_costs_no_digits(last: bool) -> None:
 
 
 def test_a_sample_of_many_chunks_is_merged_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "MOST", 0)
     monkeypatch.setattr(fused, "TILE", 16)
     monkeypatch.setattr(fused, "PROGRAMS", 24)
     x, weight, bias = draw(1, 4, 5, 7, 6, mean=3), draw(4, seed=1), draw(4, seed=2)
@@ -91,6 +104,20 @@ def test_a_sample_of_many_chunks_is_merged_rightly(monkeypatch: pytest.MonkeyPat
         assert_near(found, expected, factor=4)
 
 
+def test_a_group_of_many_tiles_is_summed_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "TILE", 16)
+    x, weight, bias = draw(2, 6, 5, 7, 6, mean=3), draw(6, seed=1), draw(6, seed=2)
+    assert whole.plan(3, 210)["BLOCK_S"] < 210
+    y = group_norm_relu(x, 2, weight, bias, impl="fused")
+    y.square().sum().backward()
+    exact = [double(t) for t in (x, weight, bias)]
+    y64 = group_norm_relu(exact[0], 2, *exact[1:], impl="reference")
+    y64.square().sum().backward()
+    for found, expected in zip((y, x.grad, weight.grad, bias.grad), (y64, *(t.grad for t in exact)), strict=True):
+        assert_near(found, expected, factor=4)
+
+
+@pytest.mark.usefixtures("way")
 def test_runs_agree_bit_by_bit() -> None:
     def run() -> list[torch.Tensor]:
         x, weight, bias = draw(2, 8, 5, 6, 7), draw(8, seed=1), draw(8, seed=2)
@@ -101,6 +128,7 @@ def test_runs_agree_bit_by_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("residual", [False, True])
 def test_operator_is_registered_as_torch_asks(residual: bool) -> None:
     x, weight, bias = draw(1, 4, 2, 3, 2), draw(4, seed=1), draw(4, seed=2)
@@ -116,6 +144,15 @@ def test_module_keeps_the_graph_whole_and_the_state_dict() -> None:
     x = draw(1, 4, 3, 2, 5)
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
     assert_near(compiled(x), torch.relu(norm(x)))
+
+
+def test_only_small_groups_whose_channels_fill_a_sector_take_one_launch() -> None:
+    x = torch.empty(2, 128, 16, 16, 16, dtype=torch.bfloat16)
+    assert whole.fits(x, 8, 4096)
+    assert whole.fits(x, 8, 1)
+    assert whole.fits(x, 128, 4096)
+    assert not whole.fits(x, 128, 1)  # two bytes of each sector
+    assert not whole.fits(x, 4, 4096)
 
 
 def test_bad_arguments_are_refused() -> None:
