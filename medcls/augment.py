@@ -24,8 +24,8 @@ class Augment:
     contrast and saturation are drawn in [1 - x, 1 + x]. `mixup` is the alpha of its Beta distribution.
     """
 
-    scale: tuple[float, float] = within((0.6, 1.0), 0.01, most=1)
-    ratio: tuple[float, float] = within((0.8, 1.25), 0.1, most=10)
+    scale: tuple[float, float] = within((0.6, 1.0), 0.01, most=1, ordered=True)
+    ratio: tuple[float, float] = within((0.8, 1.25), 0.1, most=10, ordered=True)
     flip: float = within(0.5, 0, most=1)  # per axis
     flip_axes: tuple[int, ...] = within((0, 1), 0, most=1)  # 0 up-down, 1 left-right
     turn: float = within(

@@ -15,6 +15,7 @@ from scipy import ndimage
 from medtrain import rows
 from medtrain.cache import Cache
 from medtrain.processes import stay_with_parent
+from medtrain.recipe import within
 from medtrain.sampling import Stream, generator, order
 
 
@@ -22,24 +23,24 @@ from medtrain.sampling import Stream, generator, order
 class Augment:
     """Probabilities and ranges; an operation with probability 0 is left out. Angles in degrees, sigma in voxels."""
 
-    flip: float = 0.5  # per axis
-    flip_axes: tuple[int, ...] = (0, 1, 2)  # 0 left-right, 1 front-back, 2 up-down
-    shift: float = 0.1  # added per channel, uniform in [-shift, shift]
-    scale: float = 0.1  # per channel, uniform in [1 - scale, 1 + scale]
-    rotate: float = 0.0
-    degrees: float = 15.0  # per axis, uniform in [-degrees, degrees]
-    zoom: float = 0.0
-    zoom_range: tuple[float, float] = (0.8, 1.25)
-    noise: float = 0.0
-    noise_std: float = 0.2
-    blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.5, 1.0)
-    contrast: float = 0.0
-    contrast_range: tuple[float, float] = (0.75, 1.25)
-    low_resolution: float = 0.0
-    low_range: tuple[float, float] = (0.5, 1.0)
-    gamma: float = 0.0
-    gamma_range: tuple[float, float] = (0.7, 1.5)
+    flip: float = within(0.5, 0, most=1)  # per axis
+    flip_axes: tuple[int, ...] = within((0, 1, 2), 0, most=2)  # 0 left-right, 1 front-back, 2 up-down
+    shift: float = within(0.1, 0, most=100)  # added per channel, uniform in [-shift, shift]
+    scale: float = within(0.1, 0, most=1)  # per channel, uniform in [1 - scale, 1 + scale]
+    rotate: float = within(0.0, 0, most=1)
+    degrees: float = within(15.0, 0, most=180)  # per axis, uniform in [-degrees, degrees]
+    zoom: float = within(0.0, 0, most=1)
+    zoom_range: tuple[float, float] = within((0.8, 1.25), 0.1, most=10, ordered=True)
+    noise: float = within(0.0, 0, most=1)
+    noise_std: float = within(0.2, 0, most=100)
+    blur: float = within(0.0, 0, most=1)
+    blur_sigma: tuple[float, float] = within((0.5, 1.0), 0, most=10, ordered=True)
+    contrast: float = within(0.0, 0, most=1)
+    contrast_range: tuple[float, float] = within((0.75, 1.25), 0, most=10, ordered=True)
+    low_resolution: float = within(0.0, 0, most=1)
+    low_range: tuple[float, float] = within((0.5, 1.0), 0.05, most=1, ordered=True)
+    gamma: float = within(0.0, 0, most=1)
+    gamma_range: tuple[float, float] = within((0.7, 1.5), 0.1, most=10, ordered=True)
 
     @property
     def operations(self) -> tuple[str, ...]:

@@ -23,7 +23,10 @@ NO_EFFECT: dict[str, Any] = {"signature": False}
 def within(
     default: Any, least: float, below: float = float("inf"), *, most: float = float("inf"), **metadata: Any
 ) -> Any:
-    """A field whose numbers must be at least `least`, below `below`, at most `most`; others are refused."""
+    """A field whose numbers must be at least `least`, below `below`, at most `most`; others are refused.
+
+    With `ordered=True` its first number may not be larger than its second.
+    """
     return field(default=default, metadata={"least": least, "below": below, "most": most, **metadata})
 
 
@@ -204,6 +207,8 @@ def _check_range(item: Any, value: Any, where: str) -> None:
             bound = f" and below {below:g}" if below < float("inf") else ""
             bound += f" and at most {most:g}" if most < float("inf") else ""
             raise UserError(f"{where}: needs at least {least:g}{bound}.")
+    if item.metadata.get("ordered") and value[0] > value[1]:
+        raise UserError(f"{where}: needs the smaller number first.")
 
 
 def _number(text: str) -> Any:
