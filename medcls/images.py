@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medcls.keypoints import features
+from medcls.metadata import without_metadata
 from medtrain.image_cache import digest
 from medtrain.wording import shown
 
 # Raise it whenever a stored byte or number would change.
-VERSION = 1
+VERSION = 2
 MEGAPIXELS = 100  # of a file that must be decoded whole; JPEG may have MEGAPIXELS_JPEG, it is decoded smaller
 MEGAPIXELS_JPEG = 450
 MOST_BYTES = 512 << 20
@@ -39,9 +40,9 @@ class BadImage(Exception):
 class Examined:
     """A usable image.
 
-    `encoded`: the file's own bytes, or PNG where `converted` says why not. `size`: height and width after EXIF
-    orientation. `digest`: of the file's bytes. `hashes` (8,4) uint64: perceptual hash under TURNS. `places` (2,P,2) and
-    `descriptors` (2,P,32): see `keypoints.features`. `histogram` (160,) float32: see `colours`.
+    `encoded`: the file's own bytes without its metadata, or PNG where `converted` says why not. `size`: height and
+    width after EXIF orientation. `digest`: of the file's bytes. `hashes` (8,4) uint64: perceptual hash under TURNS.
+    `places` (2,P,2) and `descriptors` (2,P,32): see `keypoints.features`. `histogram` (160,) float32: see `colours`.
     """
 
     encoded: bytes
@@ -89,10 +90,13 @@ def usable(content: bytes) -> tuple[Image.Image, bytes, str]:
         image, converted = _decoded(content)
         rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
         if not converted:
-            return rgb, content, ""
+            try:
+                return rgb, without_metadata(content, str(image.format), _orientation(image)), ""
+            except ValueError as error:
+                converted = str(error)
         out = io.BytesIO()
         rgb.save(out, "PNG", compress_level=3)
-        return rgb, out.getvalue(), converted
+        return rgb, without_metadata(out.getvalue(), "PNG"), converted  # Pillow hands colour profiles on
 
 
 @contextmanager
@@ -122,7 +126,6 @@ def _decoded(content: bytes) -> tuple[Image.Image, str]:
     if large and kind == "JPEG":
         image.draft("RGB", (SHRUNK, SHRUNK))
     image.load()
-    orientation = image.getexif().get(0x0112, 1)
     if large:
         image.thumbnail((SHRUNK, SHRUNK))
         return image, f"a side of more than {LONGEST} pixels"
@@ -130,9 +133,15 @@ def _decoded(content: bytes) -> tuple[Image.Image, str]:
         return image, f"{kind} file"
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         return image, f"{image.mode} pixels"
-    if kind == "PNG" and orientation not in (0, 1):
+    if kind == "PNG" and _orientation(image) != 1:
         return image, "rotated PNG"
     return image, ""
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 of EXIF; Pillow takes what else a file may say for upright."""
+    told = image.getexif().get(0x0112, 1)
+    return told if told in range(1, 9) else 1
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
