@@ -51,9 +51,13 @@ def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None 
         engine.load_best()
         done = judge(recipe, engine, task, out)
         distributed.barrier()
-    except (Stopped, UserError):
+    except Stopped:  # on all ranks
         distributed.say_failed()
         distributed.finish()
+        raise
+    except UserError:
+        distributed.say_failed()
+        distributed.leave()
         raise
     except Exception as error:
         # no leaving of the group: the others then learn of the end by the end of this process, after its message

@@ -85,9 +85,10 @@ class ClsTask:
 
     def loss(self, outputs: torch.Tensor, batch: ImageBatch) -> torch.Tensor:
         """Mean cross-entropy with label smoothing; of a mixed image, its own and its partner's by their shares."""
+        target_B = batch.target_B
         own, other = (
             functional.cross_entropy(outputs, target, reduction="none", label_smoothing=self.recipe.smoothing)
-            for target in (batch.target_B, batch.target_B[partners(len(batch.target_B))])
+            for target in (target_B, target_B[partners(len(target_B), target_B.device)])
         )
         return (batch.mix_B * own + (1 - batch.mix_B) * other).mean()
 
@@ -175,18 +176,18 @@ class ClsTask:
         return {"file": self.weights.name, "blake2b": backbones.fingerprint(self.weights)} if self.weights else {}
 
 
-def partners(count: int) -> torch.Tensor:
+def partners(count: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Whom each image of a batch is mixed with: its neighbour in pairs; the last of an odd batch with itself.
 
     Pairs lie on one rank for every number of ranks that leaves even micro-batches, so the samples stay the same.
     """
-    return torch.arange(count).bitwise_xor(1).clamp(max=count - 1)
+    return torch.arange(count, device=device).bitwise_xor(1).clamp(max=count - 1)
 
 
 def mixed(batch: ImageBatch) -> ImageBatch:
     """x <- mix x + (1 - mix) x[partner] (mixup, Zhang et al. 2018)."""
     share = batch.mix_B[:, None, None, None]
-    image = share * batch.image_BCHW + (1 - share) * batch.image_BCHW[partners(len(share))]
+    image = share * batch.image_BCHW + (1 - share) * batch.image_BCHW[partners(len(share), share.device)]
     return replace(batch, image_BCHW=image)
 
 

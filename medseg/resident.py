@@ -63,7 +63,8 @@ class ResidentLoader:
             size = bytes_of(cache, source.cases) / 1e9
             print(f"{len(self.place)} training volumes stay on the {device.type.upper()} ({size:.2f} GB)", flush=True)
         pairs = ([torch.from_numpy(cache.read(case, name)) for name in ("image", "label")] for case in source.cases)
-        self.volumes = Volumes.pack(((image, label) for image, label in pairs), device)
+        voxels = sum(math.prod(cache.array(case, "label").shape) for case in source.cases)
+        self.volumes = Volumes.pack(((image, label) for image, label in pairs), device, voxels)
         self.layout = rows.layout(self.volumes.channels)
         self._taken = 0
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="draw")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
 from medseg.figures import overlay
@@ -171,13 +172,13 @@ class SegTask:
         return infer.to_native(volume, self.grid(case).native)[0]
 
 
-def example(recipe: SegRecipe, batch: int, device: torch.device) -> Example:
-    """A network in training and a batch without data, for `medtrain.estimate`; by MONAI's operations alone."""
-    recipe = replace(recipe, model=replace(recipe.model, kernels="reference"))
+def example(recipe: SegRecipe, batch: int, device: torch.device, kernels: Impl = "reference") -> Example:
+    """A network in training and a batch without data, for `medtrain.estimate`; by MONAI's operations unless told."""
+    recipe = replace(recipe, model=replace(recipe.model, kernels=kernels))
     side = recipe.data.crop
     return Example(
         model=models.build_model(recipe).to(device).train(),
         inputs=torch.zeros((batch, len(CHANNELS), *side), device=device),
         target=torch.zeros((batch, *side), dtype=torch.uint8, device=device),
-        loss=lambda outputs, label: losses.supervised_loss(outputs, label, KNOWN["msd"], recipe.loss, "reference"),
+        loss=lambda outputs, label: losses.supervised_loss(outputs, label, KNOWN["msd"], recipe.loss, kernels),
     )

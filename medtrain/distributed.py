@@ -58,7 +58,8 @@ def start(timeout_s: float = 1800) -> Ranks:
         place = os.environ.get(RENDEZVOUS)
         store = _meet(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,
-                                timeout=timedelta(seconds=timeout_s))  # fmt: skip
+                                timeout=timedelta(seconds=timeout_s),
+                                device_id=device if backend == "nccl" else None)  # fmt: skip
         global _hosts, _pulses
         _pulses = dist.PrefixStore("step", store)
         pulse(0)
@@ -159,10 +160,21 @@ def anywhere(flag: bool) -> bool:
     return bool(value)
 
 
+def leave() -> None:
+    """Leave the process group where other ranks may still wait in it: NCCL would wait for them, and they learn of the
+    end by that of this process.
+    """
+    if dist.is_initialized() and dist.get_backend() != "nccl":
+        dist.destroy_process_group()
+
+
 def finish() -> None:
-    """Leave the process group."""
+    """Leave the process group, as every rank does."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # gloo's threads drop what a compiled step left with them, for which they need the interpreter: where it ended
+        # first, they would bring the process down
+        time.sleep(0.05)
 
 
 def barrier() -> None:

@@ -321,6 +321,8 @@ def _image_pipeline(source: Any, size: int, decoded: bool, operations: frozenset
         image = image.gpu() if gpu else image
         image = _turned(image, row, at, size, operations)
         image = fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
+        if gpu:  # there before the step asks for them
+            target, row = target.gpu(), row.gpu()
         return image, target, row, key
 
     return build()

@@ -12,7 +12,12 @@ from medtrain.strategy import Ddp, Group, Single
 
 def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:
     """`auto` is Ddp when there are several ranks; raises UserError for a strategy that can not be."""
-    wanted = recipe.train.strategy
+    wanted, train = recipe.train.strategy, recipe.train
+    if train.compile == "graphs" and train.accumulate > 1:
+        # a CUDA graph writes over the memory of the step before, in which the gradients are summed up
+        raise UserError(
+            f"train.compile=graphs can not accumulate {train.accumulate} micro-batches: --set train.compile=on."
+        )
     if wanted == "single" and ranks.world > 1:
         raise UserError(f"train.strategy=single can not use {ranks.world} processes: take auto or ddp.")
     if wanted == "deepspeed":

@@ -22,7 +22,7 @@ from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
 from medtrain.files import parse_json
-from medtrain.precision import DTYPES, autocasts
+from medtrain.precision import DTYPES, autocasts, precision_for
 from medtrain.recipe import Recipe
 from medtrain.strategy import Group, Single
 
@@ -79,9 +79,13 @@ def _merge(made: dict[str, Any], extra: dict[str, Any], origin: str, prefix: str
             )
 
 
-def check(recipe: Recipe, groups: Sequence[Group]) -> None:
+def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
     """Raise UserError for what can not work together."""
     train = recipe.train
+    if precision == "fp16":  # 0.19 has no loss scale at stage 0, and at 1 and 2 never lowers it after an overflow
+        raise UserError(
+            "train.strategy=deepspeed does not train in fp16: --set train.strategy=ddp, or train.precision=fp32."
+        )
     if train.zero == 3 and recipe.optim.ema:
         raise UserError("train.zero=3 shares the weights out, and optim.ema needs them whole: --set optim.ema=0.")
     if train.compile in ("on", "graphs"):
@@ -106,7 +110,7 @@ class DeepSpeed(Single):
     shards = True
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
-        check(recipe, groups)
+        check(recipe, groups, precision_for(recipe, ranks.device))
         deepspeed = _library(ranks)
         super().__init__(model, groups, recipe, ranks)
         self._order = [parameter for group in groups for parameter in group["params"]]
@@ -182,7 +186,7 @@ class DeepSpeed(Single):
                 group["lr"] = lr * group["lr_scale"]
             self.engine.step()
             norm = self.engine.get_global_grad_norm()
-            if norm is not None and not math.isfinite(float(norm)) and self.precision != "fp16":
+            if norm is not None and not math.isfinite(float(norm)):
                 raise Failed(f"the gradients were not finite (norm {float(norm)}), and DeepSpeed has moved the weights "
                              "by them: lower optim.lr or set optim.clip_norm; the last checkpoint is good")  # fmt: skip
         self._lost = False
@@ -196,9 +200,6 @@ class DeepSpeed(Single):
         if torch.distributed.is_initialized():
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-
-    def loss_scale(self) -> float | None:
-        return float(self.inner.loss_scale) if self.precision == "fp16" else None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole network's state_dict, on every rank; collective."""

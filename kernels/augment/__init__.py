@@ -26,19 +26,34 @@ class Volumes:
     channels: int
 
     @classmethod
-    def pack(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device | str) -> Self:
-        """From image (C,D,H,W) and label (D,H,W) of each case; ValueError where they do not fit together."""
-        images, labels, sizes = [], [], []
+    def pack(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device | str,
+             voxels: int | None = None) -> Self:  # fmt: skip
+        """From image (C,D,H,W) and label (D,H,W) of each case; ValueError where they do not fit together.
+
+        With `voxels`, their number in all labels, one pair after the other is read and moved; else all are held first.
+        """
+        if voxels is None:
+            pairs = list(pairs)
+            voxels = sum(label.numel() for _, label in pairs)
+        image, label, channels, at = torch.empty(0), torch.empty(0), 0, 0
+        sizes: list[tuple[int, int, int]] = []
         for image_CDHW, label_DHW in pairs:
             if image_CDHW.shape[1:] != label_DHW.shape or image_CDHW.dtype not in (torch.float16, torch.uint8):
                 raise ValueError(f"image {tuple(image_CDHW.shape)} {image_CDHW.dtype}, label {tuple(label_DHW.shape)}")
-            images.append(image_CDHW.reshape(-1).to(device))
-            labels.append(label_DHW.reshape(-1).to(device))
+            if not sizes:
+                channels = image_CDHW.shape[0]
+                image = torch.empty(channels * voxels, dtype=image_CDHW.dtype, device=device)
+                label = torch.empty(voxels, dtype=label_DHW.dtype, device=device)
+            end = at + label_DHW.numel()
+            if image_CDHW.shape[0] != channels or end > voxels:
+                raise ValueError("volumes need to have the same number of channels, and as many voxels as was told")
+            image[channels * at : channels * end].copy_(image_CDHW.reshape(-1))
+            label[at:end].copy_(label_DHW.reshape(-1))
             sizes.append((label_DHW.shape[0], label_DHW.shape[1], label_DHW.shape[2]))
-        channels = images[0].numel() // labels[0].numel()
-        if any(image.numel() != channels * label.numel() for image, label in zip(images, labels, strict=True)):
-            raise ValueError("volumes need to have the same number of channels")
-        return cls(torch.cat(images), torch.cat(labels), tuple(sizes), channels)
+            at = end
+        if at != voxels:
+            raise ValueError(f"{at} voxels, not {voxels} as was told")
+        return cls(image, label, tuple(sizes), channels)
 
     def first_voxel(self, volume: int) -> int:
         """Where a volume's label begins; its image begins at so many times the channels."""

@@ -51,11 +51,12 @@ def _accumulate(total: torch.Tensor, weight: torch.Tensor, windows: torch.Tensor
     corners = torch.tensor(starts, dtype=torch.int32).reshape(batch, 3)
     first = corners.amin(0).tolist()
     end = [int(at) + n for at, n in zip(corners.amax(0), side, strict=True)]
+    there = corners.pin_memory().to(total.device, non_blocking=True) if total.is_cuda else corners
     block_w = min(128, triton.next_power_of_2(end[2] - first[2]))
     block_h = min(TILE // block_w, triton.next_power_of_2(end[1] - first[1]))
     tiles = triton.cdiv(end[1] - first[1], block_h) * triton.cdiv(end[2] - first[2], block_w)
     _gather[(tiles, end[0] - first[0], members * regions)](
-        total, weight, windows, importance, corners.to(total.device), *first, *end[1:], *weight.shape, batch, regions,
+        total, weight, windows, importance, there, *first, *end[1:], *weight.shape, batch, regions,
         *side, BLOCK_H=block_h, BLOCK_W=block_w, num_warps=WARPS,
     )  # fmt: skip
 

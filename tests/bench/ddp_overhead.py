@@ -28,8 +28,6 @@ def ddp(recipe: Any, example: Any, batch: Any) -> Any:
         example.loss(outputs.float(), batch.target).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     return step
 

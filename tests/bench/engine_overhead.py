@@ -24,8 +24,6 @@ def bare(recipe: Any, example: Example, batch: Batch) -> Any:
         example.loss(outputs.float(), batch.target).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return step
 

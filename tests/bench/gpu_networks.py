@@ -10,7 +10,8 @@ import torch
 from record import record
 
 from medkernels.measurement import asked
-from medlaunch.options import DOORS, find_recipe
+from medlaunch.options import find_recipe
+from medseg.task import example
 from medtrain.estimate import Place, sizes_of, step_seconds
 
 WAYS = {
@@ -60,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 [f"data.crop={side},{side},{side}", "train.precision=bf16", f"train.batch={batch}", *settings,
                  *(small if name == "brats_unetr" else [])]
             )  # fmt: skip
-            door, place = DOORS[recipe.task], Place(device.type == "cuda", "bf16", device)
-            flops = batch * sizes_of(lambda n, r=recipe, d=door: d.example(r, n, device), place).flops
+            place = Place(device.type == "cuda", "bf16", device)
+            flops = batch * sizes_of(lambda n, r=recipe: example(r, n, device), place).flops
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            spent = step_seconds(lambda n, r=recipe, d=door: d.example(r, n, device), recipe, batch, device, steps)
+            spent = step_seconds(
+                lambda n, r=recipe: example(r, n, device, r.model.kernels), recipe, batch, device, steps
+            )
             peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
             record("gpu_networks", f"{name}, {way}", 1 / spent, "steps/s",
                    conditions=f"{card}, {side}^3, batch {batch}, bf16, {flops / spent / 1e12:.1f} TFLOP/s, "

@@ -3,10 +3,11 @@
 import csv
 import os
 import platform
-import subprocess
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+from medkernels.measurement import commit
 
 RESULTS = Path(__file__).with_name("results.csv")
 HEAD = ("benchmark", "what", "value", "unit", "peer", "peer_value", "ratio", "target", "conditions", "commit", "date")
@@ -30,13 +31,11 @@ def record(benchmark: str, what: str, value: float, unit: str, *, peer: str = ""
     print(f"{shown}{f' (target {target})' if target else ''}", flush=True)
     if not keep:
         return
-    made = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-                          cwd=RESULTS.parent)  # fmt: skip
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     row = (
         benchmark, what, f"{value:.4g}", unit, peer, "" if peer_value is None else f"{peer_value:.4g}",
         "" if ratio is None else f"{ratio:.2f}", target, "; ".join(filter(None, (conditions, processor(), versions))),
-        made.stdout.strip(), date.today().isoformat(),
+        commit(), date.today().isoformat(),
     )  # fmt: skip
     fresh = not RESULTS.exists()
     with open(RESULTS, "a", newline="", encoding="utf-8") as file:

@@ -19,6 +19,12 @@ from medtrain.sampling import Split, Stream
 By_hand = Callable[[], None]
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what was asked of it; both sides are measured so."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Batch:
     """One batch that stays where it is."""
 
@@ -60,10 +66,12 @@ class OneBatch:
         """The batch; measures the time between two requests, and that of the rival's step in between."""
         ended = 0.0
         while True:
+            synchronize(device)
             asked = time.perf_counter()
             if ended:
                 self.ours.append(asked - ended)
             self.rival()
+            synchronize(device)
             ended = time.perf_counter()
             self.theirs.append(ended - asked)
             yield self.batch

@@ -92,6 +92,12 @@ def test_what_one_gather_can_not_do_is_refused() -> None:
         augment(store, [0, 1], box, row, rows.layout(C), CROP)
     with pytest.raises(ValueError, match="image"):
         Volumes.pack([(torch.zeros(1, 2, 2, 2), torch.zeros(2, 2, 2).byte())], DEVICE)
+    pair = (torch.zeros(1, 2, 2, 2).byte(), torch.zeros(2, 2, 2).byte())
+    two_channels = (pair[0].repeat(2, 1, 1, 1), pair[1])
+    wrong = [([pair], 9, "8 voxels, not 9"), ([pair] * 2, 15, "as many voxels"), ([pair, two_channels], 16, "channels")]
+    for pairs, voxels, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            Volumes.pack(pairs, DEVICE, voxels)
 
 
 def test_operator_is_registered_as_torch_asks() -> None:

@@ -209,6 +209,12 @@ def test_cuda_graphs_are_a_way_to_compile(tiny: Tiny, tmp_path: Path, monkeypatc
         torch.testing.assert_close(strategy.forward(inputs), model(inputs))
 
 
+def test_cuda_graphs_would_write_over_summed_gradients(tiny: Tiny) -> None:
+    model = torch.nn.Linear(4, 1)
+    with pytest.raises(UserError, match=r"graphs can not accumulate 2 micro-batches: --set train\.compile=on"):
+        make_strategy(model, one_group(model), tiny("train.compile=graphs", "train.accumulate=2"), CPU)
+
+
 class StandIn(torch.optim.Adam):
     """Takes apex's arguments, computes as torch."""
 

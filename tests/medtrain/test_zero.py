@@ -16,7 +16,7 @@ from monai.networks.nets import SegResNet
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.errors import UserError
-from medtrain.zero import configuration
+from medtrain.zero import check, configuration
 
 Tiny = Callable[..., SegRecipe]
 NETWORKS = ("segresnet", "unetr", "densenet201", "resnetv2")
@@ -121,6 +121,13 @@ def test_what_can_not_work_is_refused(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_fp16_is_refused_as_deepspeed_would_not_scale_its_losses(tiny: Tiny) -> None:
+    recipe = tiny("train.strategy=deepspeed")
+    check(recipe, [], "bf16")
+    with pytest.raises(UserError, match=r"does not train in fp16: --set train\.strategy=ddp"):
+        check(recipe, [], "fp16")
 
 
 def test_without_deepspeed(
