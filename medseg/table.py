@@ -24,6 +24,7 @@ from medtrain.wording import shown
 
 HEAD = ("member", "Dice mean", *REGIONS, "label map", "cases", "epochs", "note")
 SCORES = ("mean", *REGIONS)
+PICTURES = 8  # of a member that is in no ensemble, whose cases have been predicted before
 RULES = (
     "Dice on the original spacing, mean over cases. Empty reference and empty prediction count 1, empty reference "
     "and non-empty prediction 0."
@@ -90,19 +91,21 @@ def _entry(sweep: Path, member: dict[str, Any]) -> Entry:
 
 
 def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, part: str) -> list[CaseRow]:
+    """The ensembles' rows, and a picture a case; members that are alone have no rows here and a few pictures."""
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for entry in done:
         groups.setdefault(tuple(sorted(row.case for row in entry.rows)), []).append(entry)
-    if all(len(group) == 1 for group in groups.values()):
-        return []
+    alone = all(len(group) == 1 for group in groups.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     together: list[CaseRow] = []
     for group in groups.values():
         members = load_members([entry.run for entry in group], device)
-        factors = _weights(members, weights, part, sweep)
+        factors = [1.0] if alone else _weights(members, weights, part, sweep)
         task = SegTask(members[0].recipe, cache)
-        together += _ensemble_rows(task, members, factors, part, sweep / "figures")
-    return together
+        cases = (task.split.test or task.split.val)[: PICTURES if alone else None]
+        name = group[0].label if alone else "Ensemble"
+        together += _ensemble_rows(task, members, factors, part, cases, sweep / "figures", name)
+    return [] if alone else together
 
 
 def _holds(weights: str, entries: Sequence[Entry]) -> str:
@@ -137,16 +140,15 @@ def _weights(members: Sequence[Member], how: str, part: str, sweep: Path) -> lis
 
 
 def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[float], part: str,
-                   figures: Path) -> list[CaseRow]:  # fmt: skip
+                   cases: Sequence[str], figures: Path, name: str) -> list[CaseRow]:  # fmt: skip
     rows = []
-    cases = task.split.test or task.split.val
-    for case in track(cases, len(cases), "ensemble"):
+    for case in track(cases, len(cases), "ensemble" if len(members) > 1 else "pictures"):
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
         probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
         label = task.label_map.label(weighted_mean(probs, weights))
         scores = score_case(label, reference, task.label_map)
-        rows.append(CaseRow(member="Ensemble", case=case, part=part, scores=scores))
-        title = f"{case}: ensemble Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
+        rows.append(CaseRow(member=name, case=case, part=part, scores=scores))
+        title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
         write_overlay(figures / f"{case}.png", overlay(task.flair(case), reference, label, task.label_map), title)
     return rows
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from medkernels import measurement
+from medseg.recipes import RECIPES
 
 BENCH = Path(__file__).parents[1] / "bench"
 KERNELS = sorted((Path(__file__).parents[2] / "kernels").glob("*/bench.py"))
@@ -84,3 +85,12 @@ def test_the_count_of_a_steps_elements_is_that_of_the_architecture(monkeypatch: 
     # two norms a block, blocks 1 2 2 4 down and 1 1 1 up, and one before the last convolution
     norms = sum(n * level for n, level in zip((5, 6, 6, 8), levels, strict=True))
     assert counts == {"group_norm_relu": norms, "upsample_add": sum(levels[:3]), "region_dice": 2 * 3 * 32**3}
+
+
+def test_the_bytes_of_instance_norms_are_those_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(BENCH / "step_bytes.py", monkeypatch).instance_norms("brats_dynunet", 64, 2)
+    depth = RECIPES["brats_dynunet"]().model.levels
+    levels = [2 * min(320, 32 * 2**n) * (64 // 2**n) ** 3 for n in range(depth)]
+    # two norms a block, a block a level down and, but for the lowest, up
+    norms = sum(level * (4 if n < depth - 1 else 2) for n, level in enumerate(levels))
+    assert found == {"eager": norms * 26 / 1e9, "fused": norms * 16 / 1e9}

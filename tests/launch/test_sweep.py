@@ -74,6 +74,18 @@ def test_a_second_call_trains_nothing_again(sweep: tuple[Path, str], phantoms: P
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_member_that_is_alone_has_pictures_too(sweep: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "alone"
+    shutil.copytree(sweep[0], out)
+    shutil.rmtree(out / "figures")
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps({**plan, "members": plan["members"][:1]}))
+    assert run_main("finish", out) == 0
+    rows = read_rows(out / "cases.csv")
+    assert {row.member for row in rows} == {"brats_segresnet_demo"}
+    assert {path.stem for path in (out / "figures").iterdir()} == {*(row.case for row in rows), "dice"}
+
+
 def test_a_failed_member_is_a_row_with_its_reason(
     sweep: tuple[Path, str], phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
