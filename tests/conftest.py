@@ -32,6 +32,7 @@ REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For several processes (`-n`): a file's tests share one and its fixtures, and only one starts a real SLURM."""
     order = {name: n for n, name in enumerate(FIRST)}
