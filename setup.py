@@ -48,7 +48,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy"],
         "bench": ["blosc2"],
     },
 )

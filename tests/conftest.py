@@ -17,29 +17,12 @@ from medseg.recipes import RECIPES, SegRecipe
 # tests that ask for `impl="fused"` meet it: `auto` takes the reference on the CPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# Two threads a process at most: several processes run at once in the distributed tests. Processes of pytest keep to a
-# core each: two trainings on the same cores take far longer than one after the other.
-if worker := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, len(os.sched_getaffinity(0)))))
-
-# What takes longest begins first, so that two processes of pytest end at about the same time.
-FIRST = ("test_main_job.py", "test_real_slurm.py", "test_real_slurm_faults.py", "test_torture.py", "test_zero.py")
+# Two threads a process at most: several processes run at once in the distributed tests.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes (`-n`): a file's tests share one and its fixtures, and only one starts a real SLURM."""
-    order = {name: n for n, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
-    for item in items:
-        alone = item.nodeid if item.path.name == "test_main_job.py" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("real_slurm") else alone))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from typing import Any
 from medtrain.errors import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
-THREADS = os.environ["OMP_NUM_THREADS"]  # of a training that is alone (see conftest.py)
 
 
 def run_main(program: str, *arguments: object) -> int:

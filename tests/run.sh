@@ -13,4 +13,4 @@ ruff check . && ruff format --check .
 mypy kernels medtrain medseg medcls launch slurm
 # where the interpreter itself falls, at its very end too, the threads' places are printed
 export PYTHONFAULTHANDLER=1
-exec python -m pytest -n 2 --dist loadgroup "$@"
+exec python -m pytest "$@"

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launch_helpers import ROOT, THREADS, run_main, run_script
+from launch_helpers import ROOT, run_main, run_script
 from matplotlib.image import imread
 
 from medtrain.results import means, read_rows
@@ -21,7 +21,7 @@ def sweep(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A finished sweep in a folder with a blank, a quote and an umlaut, and what it printed."""
     out = tmp_path_factory.mktemp("sweeps") / "it's ä sweep"
     done = run_script(
-        "sweep", "brats_demo", "--data", phantoms, "--out", out, *QUICK, environment={"OMP_NUM_THREADS": THREADS}
+        "sweep", "brats_demo", "--data", phantoms, "--out", out, *QUICK, environment={"OMP_NUM_THREADS": "2"}
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout
@@ -52,7 +52,7 @@ def test_validation_weights_are_judged_on_test_cases(phantoms: Path, tmp_path: P
     extra = [*QUICK[:-2], "--set", "data.val_fraction=0.2", "--set", "data.test_fraction=0.4", "--set",
              "train.batch=2", "--processes", "2"]  # fmt: skip
     done = run_script("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path, *extra, "--weights", "validation",
-                      environment={"OMP_NUM_THREADS": THREADS})  # fmt: skip
+                      environment={"OMP_NUM_THREADS": "2"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Judged on test cases" in done.stdout
     assert done.stdout.count("2 processes on CPU with 1 threads") == 2
@@ -186,7 +186,7 @@ def test_a_sweep_of_images(pictures: Path, tmp_path: Path) -> None:
     """Four networks of one cancer, three ensembles, the baseline; a second call trains nothing again."""
     sets = [part for item in IMAGE_SETS for part in ("--set", item)]
     arguments = ("sweep", "multicancer_demo", "--data", pictures, "--out", tmp_path / "s", "--cancers", "Oral Cancer")
-    done = run_script(*arguments, *sets, environment={"OMP_NUM_THREADS": THREADS})
+    done = run_script(*arguments, *sets, environment={"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr[-3000:]
     lines = list(csv.DictReader((tmp_path / "s" / "table.csv").open(encoding="utf-8")))
     assert [line["member"] for line in lines] == [
@@ -230,7 +230,7 @@ def test_folds_and_seeds_make_an_ensemble_a_fold(phantoms: Path, tmp_path: Path)
     sets = [part for item in SETS[:3] for part in ("--set", item)]
     words = ("--models", "segresnet", "--folds", 2, "--seeds", 2)
     done = run_script("sweep", "brats_demo", "--data", phantoms, "--out", out, *words, *sets,
-                      environment={"OMP_NUM_THREADS": THREADS})  # fmt: skip
+                      environment={"OMP_NUM_THREADS": "2"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     table = {line["member"]: line for line in csv.DictReader((out / "table.csv").open(encoding="utf-8"))}
     name = "brats_segresnet_demo"
