@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from medkernels.group_norm_relu import whole
-from medkernels.group_norm_relu.parts import channel, through_rectifier
+from medkernels.group_norm_relu.parts import channel, input_gradient, normalize, through_rectifier
 from medkernels.layout import dense, like, strides_nsc
 
 TILE = 4096  # elements that a program holds at once: 16 a thread in 8 warps
@@ -112,11 +112,7 @@ def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chun
     for start in range(first, end, BLOCK_S):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        value = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - mean) * scale + bias
-        if RESIDUAL:
-            value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        value = tl.where(value > 0, value, value * slope)
-        tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
+        normalize(x, y, residual, at, inside, mean, scale, bias, slope, RESIDUAL)
 
 
 @triton.jit
@@ -196,11 +192,7 @@ def _input_gradient(dy, x, y, dx, dresidual, mean_NG, rstd_NG, weight_C, bias_C,
     for start in range(first, end, BLOCK_S):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        gradient, xhat = through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
-        if RESIDUAL:
-            tl.store(dresidual + at, gradient.to(dresidual.dtype.element_ty), mask=inside)
-        value = rstd * (weight * gradient - plain - xhat * normed)
-        tl.store(dx + at, value.to(dx.dtype.element_ty), mask=inside)
+        input_gradient(dy, x, y, dx, dresidual, at, inside, mean, rstd, weight, bias, plain, normed, slope, RESIDUAL)
 
 
 @torch.library.custom_op("medkernels::group_norm_relu", mutates_args=())

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from medkernels.group_norm_relu.parts import affine, channel, through_rectifier
+from medkernels.group_norm_relu.parts import affine, channel, input_gradient, normalize, through_rectifier
 
 MOST = 65536  # elements of a group: more are better shared by several programs
 SECTOR = 32  # bytes that memory gives at once: shorter runs would be read in vain
@@ -61,11 +61,7 @@ def _forward(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, eps, stri
     for start in range(0, S, BLOCK_S):
         inside = (start + s < S)[:, None] & (lane < CHANNELS)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        value = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - mean) * scale + bias
-        if RESIDUAL:
-            value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        value = tl.where(value > 0, value, value * slope)
-        tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
+        normalize(x, y, residual, at, inside, mean, scale, bias, slope, RESIDUAL)
 
 
 @triton.jit
@@ -95,11 +91,7 @@ def _backward(dy, x, y, dx, dresidual, mean_NG, rstd_NG, weight_C, bias_C, plain
     for start in range(0, S, BLOCK_S):
         inside = (start + s < S)[:, None] & (lane < CHANNELS)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
-        gradient, xhat = through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
-        if RESIDUAL:
-            tl.store(dresidual + at, gradient.to(dresidual.dtype.element_ty), mask=inside)
-        value = rstd * (weight * gradient - plain - xhat * normed)
-        tl.store(dx + at, value.to(dx.dtype.element_ty), mask=inside)
+        input_gradient(dy, x, y, dx, dresidual, at, inside, mean, rstd, weight, bias, plain, normed, slope, RESIDUAL)
 
 
 def forward(x: torch.Tensor, y: torch.Tensor, residual: torch.Tensor | None, mean_NG: torch.Tensor,

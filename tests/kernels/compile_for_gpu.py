@@ -94,8 +94,8 @@ def region_dice(layout: torch.memory_format) -> None:
 
     logits = torch.empty(2, 3, 64, 64, 64, dtype=torch.bfloat16).contiguous(memory_format=layout).requires_grad_()
     label = torch.empty(2, 64, 64, 64, dtype=torch.uint8)
-    for squared in (True, False):
-        fused.region_dice(logits, label, [[2, 3], [1, 2, 3], [3]], squared, squared, 0.0, 1e-5, squared).backward()
+    for squared, entropy in ((True, False), (True, True), (False, False)):
+        fused.region_dice(logits, label, [[2, 3], [1, 2, 3], [3]], squared, squared, 0.0, 1e-5, entropy).backward()
 
 
 def upsample_add(layout: torch.memory_format) -> None:
