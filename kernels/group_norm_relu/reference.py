@@ -18,7 +18,7 @@ def instance_norm_leaky_relu(x: torch.Tensor, weight: torch.Tensor | None, bias:
 
 def _end(y: torch.Tensor, residual: torch.Tensor | None, slope: float) -> torch.Tensor:
     if residual is not None:
-        y = y + residual
+        y += residual
     if slope == 1:
         return y
     return functional.relu(y, inplace=True) if slope == 0 else functional.leaky_relu(y, slope, inplace=True)
