@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from record import record
+from rivals import synchronize
 
 from medkernels.measurement import asked
 from medlaunch.options import find_recipe
@@ -30,18 +31,12 @@ def matrix_rate(side: int, device: torch.device) -> float:
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     best = float("inf")
     for _ in range(10):
-        wait(device)
+        synchronize(device)
         began = time.perf_counter()
         a @ a
-        wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
-
-
-def wait(device: torch.device) -> None:
-    """Until the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
