@@ -10,6 +10,7 @@ from typing import Protocol
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
 from medtrain.files import leaves
+from medtrain.patients import NAME as PATIENTS
 from medtrain.wording import plain, shown
 
 # The published layout (Kaggle "Multi Cancer"), in its own order.
@@ -84,6 +85,7 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
     files: list[tuple[str, int]] = []
     notes: list[str] = []
     strays = [path for place in {root, *(folders[0].parent for folders in cancers.values())} for path in _images(place)]
+    strays = [path for path in strays if path.name != PATIENTS]
     if strays:
         notes.append(f"{len(strays)} files lie beside the class folders and are left out, such as {min(strays).name}.")
     for cancer, folders in cancers.items():

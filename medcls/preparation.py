@@ -20,6 +20,8 @@ from medtrain.errors import UserError
 from medtrain.files import leaves, origin, remove_leftovers, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
+from medtrain.patients import NAME as PATIENTS
+from medtrain.patients import read_patients
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.results import to_csv
@@ -48,7 +50,9 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
         print(f"note: {note}", flush=True)
     chunks = _chunks(data)
     recipes = [_recipe(data, chunk) for chunk in chunks]
-    wanted = hashlib.blake2b(json.dumps([data.classes, recipes]).encode(), digest_size=16).hexdigest()
+    patients = read_patients(data.root, {path for path, _ in data.files}, "file")
+    known = [data.classes, recipes, *([patients] if patients else [])]
+    wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
     folder = out.with_name(out.name + ".parts")
     if not _holds(out, wanted, place, strict):
         with locked(folder, f"preparing {out.name}", PATIENCE_S):
@@ -56,7 +60,7 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
                 remove_leftovers(out.parent, out.name)
                 parts = [folder / f"{recipe}.h5" for recipe in recipes]
                 _examine(data, chunks, parts, workers)
-                _assemble(data, parts, out, wanted, strict, workers, origin(place))
+                _assemble(data, parts, out, wanted, strict, workers, origin(place), patients)
                 shutil.rmtree(folder)
     return out
 
@@ -74,7 +78,7 @@ def _examine(data: ImageFolder, chunks: list[tuple[tuple[str, int], ...]], parts
 
 
 def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, strict: bool, workers: int,
-              made_from: str) -> None:  # fmt: skip
+              made_from: str, patients: dict[str, int]) -> None:  # fmt: skip
     small = [_read_part(part) for part in parts]
     bad = [item for part in small for item in part["bad"]]
     files = dict(data.files)
@@ -90,12 +94,13 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
                 f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
             )
     _refuse_bad(data.root, bad, strict)
-    groups = _groups(data, parts, targets, digests, workers)
+    groups = _groups(data, parts, targets, digests, workers, [patients.get(path) for path in paths])
     facts = {
         "bad": bad,
         "converted": [item for part in small for item in part["converted"]],
         "conflicts": [[paths[n] for n in held] for held in conflicts(digests, targets)],
         "files": len(data.files),
+        "patients": len(set(patients.values())),
         "wanted": wanted,
     }
     _report(facts, out)
@@ -104,10 +109,16 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
                  origin=made_from)  # fmt: skip
 
 
-def _groups(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int) -> np.ndarray:
-    """(N,) near-duplicate groups: the same bytes anywhere, or alike within one cancer; a process a cancer."""
+def _groups(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int,
+            patients: list[int | None]) -> np.ndarray:  # fmt: skip
+    """(N,) groups that no split cuts: near-duplicates, and images of one patient where `patients` tells.
+
+    Near-duplicates have the same bytes anywhere, or are alike within one cancer; a process a cancer.
+    """
     same = same_bytes(digests)
     pairs = [np.stack([same, np.arange(len(same))], 1)]
+    first: dict[int, int] = {}
+    pairs += [np.array([[first.setdefault(who, n), n]]) for n, who in enumerate(patients) if who is not None]
     cancer = np.array([data.classes[target][0] for target in targets])
     unique = same == np.arange(len(same))
     jobs = [(parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
@@ -143,6 +154,8 @@ def _refuse_bad(root: Path, bad: list[list[str]], strict: bool) -> None:
 
 def _report(facts: dict[str, Any], out: Path) -> None:
     """Tell what was set aside, on stderr and in a list beside the cache, and what lies under several classes."""
+    if facts.get("patients"):
+        print(f"{facts['patients']} patients are told by {PATIENTS}: no split cuts one", flush=True)
     bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
     for path, reason in bad[:20]:
         print(f"set aside: {path}: {reason}", file=sys.stderr)

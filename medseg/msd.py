@@ -4,6 +4,7 @@ Legend of shapes: C channels, X Y Z the file's voxel axes.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ class Scan:
     label_XYZ: np.ndarray | None
     affine: np.ndarray
     header: bytes
+
+
+def patient_of(case: str) -> str:
+    """Whose scan a case is by BraTS 2023's names: `BraTS-GLI-00005-001` is one of patient 00005. Else its own name."""
+    found = re.fullmatch(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+", case)
+    return found[1] if found else case
 
 
 def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:

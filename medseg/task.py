@@ -14,7 +14,7 @@ from medseg.augment import VolumeSource
 from medseg.figures import overlay
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
-from medseg.msd import CHANNELS
+from medseg.msd import CHANNELS, patient_of
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
@@ -49,6 +49,7 @@ class SegTask:
         try:
             self.split: Split = split_cases(
                 cache.ids,
+                patients={case: patient_of(case) for case in cache.ids},
                 seed=data.split_seed,
                 fold=data.fold,
                 folds=data.folds,

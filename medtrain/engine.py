@@ -271,9 +271,9 @@ class Engine:
         shown = list(scores.items())[:4]  # the rest is in TensorBoard
         tracker.say(
             f"epoch {self.epoch:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown)
-            + (" (best so far)" if score > self.best else "")
+            + (" (best so far)" if score >= self.best else "")
         )  # fmt: skip
-        if score > self.best:
+        if score >= self.best:  # of equal ones the later: it was trained longer, and at a lower rate
             self.best = score
             self._save_best(score)
 
@@ -315,6 +315,8 @@ class Engine:
         content = checkpoint.load(path)
         if content.get("signature") != self.recipe.signature:
             raise UserError(f"{path} is of another recipe: give another --out or remove that folder.")
+        if content.get("split") != self._about()["split"]:
+            raise UserError(f"{path} is of a run on another split: give another --out or remove that folder.")
         try:
             self.strategy.load(content)
             if self.ema:

@@ -1,7 +1,7 @@
 """Which sample comes at which step, and its random numbers: pure functions of (seed, epoch, index), no state."""
 
-import zlib
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +62,7 @@ class Split:
 def split_cases(
     ids: Sequence[str],
     *,
+    patients: Mapping[str, str] | None = None,
     seed: int = 0,
     fold: int = 0,
     folds: int = 0,
@@ -71,30 +72,55 @@ def split_cases(
 ) -> Split:
     """Split case ids; a pure function of the set of ids and the arguments, whatever the order of the ids.
 
-    `holdout` names the validation cases outright. Else, with `folds` > 1, validation is fold `fold` of that many;
-    else it is `val_fraction` of the cases (0: no validation). `test_fraction` of the cases is set aside first.
-    Raises ValueError where training or a wanted validation would be empty, or a name is unknown.
+    `patients` tells whose scans belong together: no patient lies on two sides. `holdout` names the validation cases
+    outright. Else, with `folds` > 1, validation is fold `fold` of that many; else it is `val_fraction` of the cases (0:
+    no validation). `test_fraction` of the cases is set aside first. Raises ValueError where training or a wanted
+    validation would be empty, a name is unknown, or a scan of a held-out patient is not named.
     """
     unknown = sorted(set(holdout) - set(ids))
     if unknown:
         raise ValueError(f"held-out case {unknown[0]} is not in the data set")
     if folds > 1 and not 0 <= fold < folds:
         raise ValueError(f"fold {fold} is not one of 0 to {folds - 1}")
-    # a hash, not the position, so that one more case does not reshuffle the others' order
-    shuffled = sorted(ids, key=lambda case: (zlib.crc32(f"{seed}/{case}".encode()), case))
-    tests = shuffled[: round(test_fraction * len(shuffled))]
-    rest = [case for case in shuffled if case not in set(tests)]
+    owner = {case: (patients or {}).get(case, case) for case in ids}
+    scans: dict[str, list[str]] = {}
+    for case in sorted(ids):
+        scans.setdefault(owner[case], []).append(case)
+    for case in sorted(holdout):
+        missing = sorted(set(scans[owner[case]]) - set(holdout))
+        if missing:
+            raise ValueError(f"case {missing[0]} is of the same patient as held-out case {case}: hold it out too")
+    drawn = sorted(scans.values(), key=lambda group: lot(seed, group[0]))
+    tests, rest = _first(drawn, round(test_fraction * len(ids)))
     if holdout:
         tests = [case for case in tests if case not in set(holdout)]
         vals = sorted(set(holdout))
     elif folds > 1:
-        vals = rest[fold::folds]
+        vals = [case for group in rest[fold::folds] for case in group]
     else:
-        vals = rest[: max(1, round(val_fraction * len(shuffled)))] if val_fraction else []
-    trains = [case for case in shuffled if case not in set(tests) | set(vals)]
+        vals = _first(rest, max(1, round(val_fraction * len(ids))))[0] if val_fraction else []
+    trains = [case for case in ids if case not in set(tests) | set(vals)]
     if not trains or (not vals and (holdout or folds > 1 or val_fraction)):
         raise ValueError(f"{len(ids)} cases leave {len(trains)} for training and {len(vals)} for validation")
     return Split(tuple(sorted(trains)), tuple(sorted(vals)), tuple(sorted(tests)))
+
+
+def lot(seed: int, name: str) -> tuple[str, str]:
+    """Where a name comes in the order that `seed` draws: a hash, not a position, so that one more name does not
+    reshuffle the others. A cyclic code such as CRC-32 would not do: another seed only exclusive-ors it with a constant,
+    which leaves names that follow each other in splits that are alike or have nothing in common.
+    """
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).hexdigest(), name
+
+
+def _first(groups: Sequence[list[str]], count: int) -> tuple[list[str], list[list[str]]]:
+    """The cases of the first groups, at least `count` of them, and the groups that are left."""
+    taken: list[str] = []
+    for n, group in enumerate(groups):
+        if len(taken) >= count:
+            return taken, list(groups[n:])
+        taken += group
+    return taken, []
 
 
 class TooFewGroups(ValueError):
@@ -144,8 +170,7 @@ def split_groups(
         found = by_stratum.get(stratum, [])
         if len(found) < max(folds, len(wanted) + 1):
             raise TooFewGroups(stratum, len(found), max(folds, len(wanted) + 1))
-        # a hash of the first id, so that one more group does not reshuffle the others
-        found.sort(key=lambda group: (zlib.crc32(f"{seed}/{ids[group[0]]}".encode()), ids[group[0]]))
+        found.sort(key=lambda group: lot(seed, ids[group[0]]))
         total, left = sum(map(len, found)), found
         if folds > 1:
             tests = _folds(found, folds)[fold]

@@ -169,3 +169,29 @@ def test_facts_are_json_and_checksums_are_of_the_stored_bytes(image_cache: Path)
         start, stop = file["offsets"][:2]
         assert digest(file["bytes"][start:stop].tobytes()) == file["checksum"][0].tobytes()
         assert file["bytes"].chunks is None
+
+
+def test_a_list_of_patients_joins_their_images(
+    folder: Path, image_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = ImageCache(image_cache)
+    scc = [path for path in before.ids if path.startswith("Oral Cancer/oral_scc")]
+    rows = "".join(f"{path},patient {n // 4}\n" for n, path in enumerate(scc))
+    (folder / "patients.csv").write_text(f"file,patient\n{rows}")
+    out = prepare_folder(folder, tmp_path / "c.h5")
+    cache = ImageCache(out)
+    assert "5 patients are told by patients.csv" in capsys.readouterr().out
+    assert cache.ids == before.ids
+    number = {path: int(cache.group[n]) for n, path in enumerate(cache.ids)}
+    for n in range(0, 20, 4):
+        assert len({number[path] for path in scc[n : n + 4]}) == 1
+    # near-duplicates stay together, and images of nobody known stay apart
+    assert all(
+        (cache.group[a] == cache.group[b]) or (before.group[a] != before.group[b])
+        for a in range(100) for b in range(a)
+    )  # fmt: skip
+    brain = [n for n, path in enumerate(cache.ids) if path.startswith("Brain")]
+    assert len({int(cache.group[n]) for n in brain}) == len({int(before.group[n]) for n in brain})
+    (folder / "patients.csv").write_text(f"file,patient\n{rows.replace('patient 4', 'patient 3')}")
+    prepare_folder(folder, out)
+    assert "it is made again" in capsys.readouterr().out

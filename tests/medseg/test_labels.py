@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from medseg.labels import KNOWN, LabelMap, from_names
+from medseg.msd import patient_of
 
 
 def test_msd_regions() -> None:
@@ -41,3 +42,10 @@ def test_et_wins_so_that_regions_nest() -> None:
 def test_names_tell_the_map(names: dict[str, str], expected: str | None) -> None:
     found = from_names(names)
     assert (found.name if found else None) == expected
+
+
+def test_scans_of_one_patient_by_brats_2023s_names() -> None:
+    assert patient_of("BraTS-GLI-00005-000") == patient_of("BraTS-GLI-00005-001") == "BraTS-GLI-00005"
+    assert patient_of("BraTS-MEN-00005-000") != patient_of("BraTS-GLI-00005-000")
+    for name in ("BRATS_001", "Brats18_TCIA01_378_1", "BraTS2021_00005"):
+        assert patient_of(name) == name

@@ -108,6 +108,25 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert steps == sorted(steps)
 
 
+def test_of_equally_good_weights_the_later_are_kept(
+    cache: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SegTask, "summary", lambda self, rows: {"mean": 0.5})
+    run(tiny("train.epochs=3"), cache, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / checkpoint.BEST)["epoch"] == 3
+
+
+def test_a_run_on_another_split_is_refused(
+    cache: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny(), cache, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+    before = json.loads((tmp_path / "run" / "split.json").read_text())["val"]
+    monkeypatch.setattr("medtrain.sampling.lot", lambda seed, name: (name in before, name))  # as another version may
+    with pytest.raises(UserError, match="on another split: give another --out"):
+        run(tiny(), cache, tmp_path / "run")
+
+
 def test_accumulation_equals_one_batch(cache: Path, tiny: Tiny, tmp_path: Path) -> None:
     run(tiny("train.batch=2", "train.log_every=1"), cache, tmp_path / "one")
     run(tiny("train.batch=2", "train.accumulate=2"), cache, tmp_path / "two")

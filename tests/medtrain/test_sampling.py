@@ -46,6 +46,57 @@ def test_split_is_a_pure_function_of_the_set_of_ids() -> None:
     assert sorted(split.train + split.val + split.test) == sorted(ids)
 
 
+def numbered(count: int) -> list[str]:
+    """Names as data sets have them: alike but for their digits."""
+    return [f"BRATS_{n:03}" for n in range(1, count + 1)]
+
+
+def pair_overlaps(splits: list[tuple[str, ...]]) -> np.ndarray:
+    pairs = [(a, b) for n, a in enumerate(splits) for b in splits[:n]]
+    return np.array([len(set(a) & set(b)) for a, b in pairs])
+
+
+def test_another_seed_is_another_split_by_chance() -> None:
+    splits = [split_cases(numbered(484), seed=seed).val for seed in range(20)]
+    found = pair_overlaps(splits)
+    # hypergeometric: 97 of 484 drawn twice share 19.4 on average, with a standard deviation of 3.5
+    assert abs(found.mean() - 97 * 97 / 484) < 1.5
+    assert 2 < found.std() < 5
+    assert found.min() >= 5
+    assert found.max() <= 36
+    held = np.bincount([int(case[-1]) for split in splits for case in split], minlength=10)
+    assert held.min() > 0.7 * held.mean()  # no last digit is always trained on
+
+
+def test_another_seed_is_another_split_of_groups_by_chance() -> None:
+    ids = [f"benign/benign_{n:04}.jpg" for n in range(1, 1001)]
+    splits = [split_groups(ids, list(range(1000)), [0] * 1000, seed=seed).test for seed in range(12)]
+    found = pair_overlaps(splits)
+    assert abs(found.mean() - 22.5) < 2
+    assert found.min() >= 8
+    assert found.max() <= 40
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 5, "fold": 3}, {"test_fraction": 0.2}])
+def test_a_patient_lies_on_one_side(options: dict) -> None:
+    ids = [f"{n:04}-{scan:03}" for n in range(60) for scan in range(1 + n % 3)]
+    patients = {case: case[:4] for case in ids}
+    split = split_cases(ids, patients=patients, **options)
+    assert sorted(split.train + split.val + split.test) == ids
+    sides = [{patients[case] for case in part} for part in (split.train, split.val, split.test)]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert abs(len(split.val) - 24) <= 4
+    if "test_fraction" in options:
+        assert abs(len(split.test) - 24) <= 2
+
+
+def test_a_held_out_patient_is_held_out_whole() -> None:
+    patients = {"a1": "a", "a2": "a", "b1": "b"}
+    assert split_cases(["a1", "a2", "b1"], patients=patients, holdout=["a1", "a2"]).train == ("b1",)
+    with pytest.raises(ValueError, match="case a2 is of the same patient as held-out case a1"):
+        split_cases(["a1", "a2", "b1"], patients=patients, holdout=["a1"])
+
+
 def test_folds_cover_every_case_once() -> None:
     ids = [f"case{i}" for i in range(13)]
     folds = [split_cases(ids, fold=f, folds=5) for f in range(5)]

@@ -1,0 +1,50 @@
+"""Whose images are whose: `patients.csv` in a data folder, which keeps a patient on one side of every split."""
+
+import csv
+from collections.abc import Collection
+from pathlib import Path
+
+from medtrain.errors import UserError
+from medtrain.wording import shown
+
+NAME = "patients.csv"
+# A list of everybody in a large data set is far smaller.
+MOST_BYTES = 1 << 28
+
+
+def read_patients(folder: Path, names: Collection[str], what: str) -> dict[str, int]:
+    """The number of each name's patient, from the two columns `what` ("case" or "file") and "patient".
+
+    Numbers follow the sorted names, so that nothing of a patient's own name is kept. Names that the file leaves out are
+    not in the answer; without a file it is empty. Raises UserError where the file can not be read, names what is not
+    there, or gives a name two patients.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return {}
+    owner: dict[str, str] = {}
+    for number, (name, patient) in enumerate(_rows(path, what), start=2):
+        if name not in names:
+            raise UserError(
+                f"{path}, line {number}: {shown(name, 80)} is no {what} of this data set: correct the name."
+            )
+        if owner.setdefault(name, patient) != patient:
+            raise UserError(f"{path}, line {number}: {shown(name, 80)} has two patients: keep one.")
+    numbers = {patient: n for n, patient in enumerate(dict.fromkeys(owner[name] for name in sorted(owner)))}
+    return {name: numbers[patient] for name, patient in owner.items()}
+
+
+def _rows(path: Path, what: str) -> list[tuple[str, str]]:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MB: keep its two columns only.")
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} can not be read ({shown(error, 80)}): write it as CSV in UTF-8.") from None
+    for number, row in enumerate(rows, start=2):
+        if not (row.get(what) or "").strip() or not (row.get("patient") or "").strip():
+            raise UserError(
+                f"{path}, line {number}: the columns {what} and patient are needed, filled in on every line."
+            )
+    return [(row[what].strip(), row["patient"].strip()) for row in rows]

@@ -1,0 +1,46 @@
+"""patients.csv: whose images are whose, or one sentence about what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from medtrain.errors import UserError
+from medtrain.patients import read_patients
+
+CASES = {"a", "b", "c", "d"}
+
+
+def test_without_a_file_nobody_is_known(tmp_path: Path) -> None:
+    assert read_patients(tmp_path, CASES, "case") == {}
+
+
+def test_numbers_stand_for_patients_in_the_order_of_names(tmp_path: Path) -> None:
+    text = "\ufeffpatient,age,case\r\nMüller,61,c\r\nJones,48,a\r\nMüller,62,b\r\n"
+    (tmp_path / "patients.csv").write_bytes(text.encode())
+    assert read_patients(tmp_path, CASES, "case") == {"a": 0, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"case,patient\na,1\nz,1\n", "line 3: z is no case of this data set"),
+        (b"case,patient\na,1\na,2\n", "line 3: a has two patients"),
+        (b"case,patient\na,1\nb,\n", "line 3: the columns case and patient are needed"),
+        (b"case;patient\na;1\n", "line 2: the columns case and patient are needed"),
+        (b"file,patient\na,1\n", "line 2: the columns case and patient are needed"),
+        (b"case,patient\n\xff\xfe,1\n", "can not be read"),
+        (b'case,patient\n"a,1\n', "can not be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "patients.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words) as told:
+        read_patients(tmp_path, CASES, "case")
+    assert str(told.value).startswith(str(tmp_path / "patients.csv"))
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_of_that_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").mkdir()
+    with pytest.raises(UserError, match="can not be read"):
+        read_patients(tmp_path, CASES, "case")
