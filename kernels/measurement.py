@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +36,21 @@ class Case:
     counted: int
 
 
-def asked(about: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options that all benchmarks share. Without `--smoke` leaves the program where there is no GPU."""
+def asked(about: str, arguments: Sequence[str] | None = None, names: tuple[str, ...] = ()) -> argparse.Namespace:
+    """The options that all benchmarks share, and which of `names`. Without `--smoke` leaves the program where there is
+    no GPU.
+    """
     parser = argparse.ArgumentParser(description=about)
+    if names:
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU, no rows: only that it runs")
     parser.add_argument("--no-record", dest="record", action="store_false", help="print, but append no rows")
     options = parser.parse_args(arguments)
     if not options.smoke and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no CUDA device here: run this on a machine with a GPU.")
+    unknown = sorted(set(getattr(options, "names", ())) - set(names))
+    if unknown:
+        parser.error(f"no {unknown[0]}: choose from {', '.join(names)}")
     options.device = "cpu" if options.smoke else "cuda"
     options.record &= not options.smoke
     return options
@@ -79,7 +87,7 @@ def compare(case: Case, rivals: Mapping[str, Work], options: argparse.Namespace)
             append((case.kernel, case.what, shape, case.dtype, case.layout, name, *figures))
 
 
-def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 300.0) -> float:
+def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 150.0) -> float:
     """Median time of one call on the device by CUDA events, with the level-two cache overwritten before each.
 
     The device first waits for a millisecond, in which the host asks for the work: a step of a network keeps the device
@@ -131,7 +139,9 @@ def append(cells: Sequence[str]) -> None:
 
 
 def commit() -> str:
-    """The commit that is measured, or nothing where there is no git."""
+    """The commit that is measured; $MEDTRAIN_COMMIT tells it where the checkout has no git. Else nothing."""
+    if os.environ.get("MEDTRAIN_COMMIT"):
+        return os.environ["MEDTRAIN_COMMIT"]
     words = ["git", "rev-parse", "--short", "HEAD"]
     try:
         made = subprocess.run(words, capture_output=True, text=True, check=False, cwd=RESULTS.parent)

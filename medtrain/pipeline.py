@@ -4,6 +4,7 @@ Legend of shapes: B samples of one rank's micro-batch, C channels, D H W voxels.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -71,11 +72,38 @@ def _endless(pipe: Any, names: list[str]) -> Any:
                                last_batch_policy=LastBatchPolicy.PARTIAL)  # fmt: skip
 
 
+class Kept:
+    """Holds batches on a GPU until the device has done with what was asked of it while they were the newest.
+
+    torch reads DALI's own memory, and DALI fills memory again as soon as torch lets go of it: it waits for nothing that
+    is still queued on torch's stream, and the host is steps ahead of the device. At most `MOST` are held.
+    """
+
+    MOST = 2
+
+    def __init__(self) -> None:
+        self._newest: Any = None
+        self._older: deque[tuple[Any, Any]] = deque()
+
+    def take(self, batch: Any) -> Any:
+        """Hold this batch; let go of older ones that the device has done with."""
+        if self._newest is not None:
+            done = torch.cuda.Event()
+            done.record()
+            self._older.append((done, self._newest))
+        while self._older and (len(self._older) > self.MOST or self._older[0][0].query()):
+            self._older[0][0].synchronize()
+            self._older.popleft()
+        self._newest = batch
+        return batch
+
+
 class Loader:
     """Iterates over a pipeline's batches; an error of the source names the case, a dead worker ends the wait for it."""
 
-    def __init__(self, pipe: Any, names: list[str]):
+    def __init__(self, pipe: Any, names: list[str], gpu: bool = False):
         self._iterator = _endless(pipe, names)
+        self._kept = Kept() if gpu else None
         self._watch = Watch(getattr(getattr(pipe._py_pool, "pool", None), "_processes", []))
 
     def __iter__(self) -> Self:
@@ -96,7 +124,7 @@ class Loader:
             if dead:
                 raise Failed(dead) from None
             raise
-        return out
+        return self._kept.take(out) if self._kept else out
 
 
 # How a worker tells the main process, through the text of DALI's error, which case it was about.
@@ -145,11 +173,11 @@ class VolumeLoader(Loader):
         device: torch.device | None = None,
     ):
         _check_dali()
+        options = _options(batch, workers, threads, device)
         pipe = _volume_pipeline(
-            source=Told(source), channels=channels, crop=tuple(crop), operations=frozenset(operations),
-            **_options(batch, workers, threads, device),
+            source=Told(source), channels=channels, crop=tuple(crop), operations=frozenset(operations), **options,
         )  # fmt: skip
-        super().__init__(pipe, ["image", "label", "key"])
+        super().__init__(pipe, ["image", "label", "key"], options["gpu"])
 
     def __next__(self) -> Batch:
         out = self._next()
@@ -286,11 +314,12 @@ class ImageLoader(Loader):
         device: torch.device | None = None,
     ):
         _check_dali()
+        options = _options(batch, workers, threads, device)
         pipe = _image_pipeline(
             source=Told(source), size=size, decoded=decoded, operations=frozenset(operations),
-            mean=[255 * m for m in mean], std=[255 * s for s in std], **_options(batch, workers, threads, device),
+            mean=[255 * m for m in mean], std=[255 * s for s in std], **options,
         )  # fmt: skip
-        super().__init__(pipe, ["image", "target", "row", "key"])
+        super().__init__(pipe, ["image", "target", "row", "key"], options["gpu"])
 
     def __next__(self) -> ImageBatch:
         out = self._next()

@@ -72,6 +72,21 @@ def augment(
     (`medtrain.rows`). Raises ValueError for rows that ask for what one gather can not do (noise, blur, contrast, low
     resolution, gamma), or boxes that do not fit; FusedUnavailable with `impl="fused"` on an unable device.
     """
+    table, parameters = prepared(volumes, cases, boxes, rows_BR, fields, crop)
+    if use_fused("augment", impl, (volumes.image, volumes.label)):
+        from medkernels.augment import fused
+
+        return fused.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
+    return reference.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
+
+
+def prepared(
+    volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows_BR: torch.Tensor, fields: Mapping[str, slice], crop: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What both implementations take, on the CPU: where each sample lies (B,10) int64, and its matrix, flips, scales
+    and shifts (B,15+2C) float32. Raises ValueError as `augment` does.
+    """
     _check(volumes, cases, boxes, rows_BR, fields, crop)
     parts = {name: rows_BR[:, fields[name]] for name in APPLIED}
     identity = torch.eye(3, 4).reshape(1, 12)
@@ -81,11 +96,7 @@ def augment(
         [[volumes.first_voxel(case), *volumes.sizes[case], *start, *stop]
          for case, (start, stop) in zip(cases, boxes, strict=True)]
     )  # fmt: skip
-    if use_fused("augment", impl, (volumes.image, volumes.label)):
-        from medkernels.augment import fused
-
-        return fused.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
-    return reference.augment(volumes.image, volumes.label, table, parameters, volumes.channels, tuple(crop))
+    return table, parameters
 
 
 def _check(volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]],

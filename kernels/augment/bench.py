@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from medkernels.augment import Volumes, augment
+from medkernels.augment import Volumes, augment, prepared, reference
 from medkernels.measurement import Case, asked, compare, compiled
 
 # the places of a row's fields as in medtrain.rows for four channels
@@ -46,16 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     volumes = Volumes.pack([(image, label), (image, label)], options.device)
     boxes, crop = [((0, 0, 0), (side, side, side))] * 2, (side, side, side)
     for what, rows in (("crop", rows_of(False)), ("crop and rotation", rows_of(True))):
+        table, parameters = prepared(volumes, [0, 1], boxes, rows, FIELDS, crop)
 
-        def reference(rows: torch.Tensor = rows) -> object:
-            return augment(volumes, [0, 1], boxes, rows, FIELDS, crop, impl="reference")
+        def plain(table: torch.Tensor = table, parameters: torch.Tensor = parameters) -> object:
+            return reference.augment(volumes.image, volumes.label, table, parameters, 4, crop, torch.float32)
 
         def fused(rows: torch.Tensor = rows) -> object:
             return augment(volumes, [0, 1], boxes, rows, FIELDS, crop, impl="fused")
 
         # each voxel of the crop: float16 and a code read, float32 and a code written
         case = Case("augment", what, (2, 4, side, side, side), "float16", "channels first", 2 * side**3 * (4 * 6 + 2))
-        rivals = {"eager": reference, "torch.compile": compiled(reference, options.smoke), "fused": fused}
+        rivals = {"eager": plain, "torch.compile": compiled(plain, options.smoke), "fused": fused}
         compare(case, rivals, options)
 
 

@@ -4,12 +4,12 @@
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from gpu_training import steps_per_second, through_engine
+from record import record
 
 
 def bare_loop(recipe: Any, steps: int, classes: int) -> float:
@@ -69,12 +69,12 @@ def main() -> None:
             ours = through_engine(recipe, cache, place / name)
             bare = bare_loop(recipe, options.steps, 3)
             speed = ours["speed/samples_per_s"]
-            print(json.dumps({
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-                "torch": torch.__version__, "recipe": name, "size": options.size, "batch": options.batch,
-                "images_per_s": round(speed, 1), "bare_images_per_s": round(bare, 1), "ratio": round(speed / bare, 3),
-                "data_wait_share": ours["speed/data_wait_share"], "peak_gb": ours["memory/peak_gb"],
-            }), flush=True)  # fmt: skip
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+            record("gpu_images", name, speed, "images/s", peer="bare loop on one resident batch", peer_value=bare,
+                   ratio=speed / bare, target=">= 0.97", packages=("torch", "timm"),
+                   conditions=f"{device}, {options.size} pixels, batch {options.batch}, waits for data "
+                   f"{ours['speed/data_wait_share']:.1%}, peak {ours['memory/peak_gb']:.1f} GB",
+                   keep=options.device_check == "cuda")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Steps a second, floating-point rate and peak memory of SegResNet, UNETR, SwinUNETR and DynUNet, in several ways.
 
-`python tests/bench/gpu_networks.py` on a GPU appends to results.csv; `--smoke` only proves, without one, that it runs.
+`python tests/bench/gpu_networks.py [NETWORK...]` on a GPU appends to results.csv; `--smoke` only proves, without one,
+that it runs.
 """
 
+import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from record import record
-from rivals import synchronize
+from rivals import fresh_peak, synchronize
 
 from medkernels.measurement import asked
 from medlaunch.options import find_recipe
@@ -40,34 +44,48 @@ def matrix_rate(side: int, device: torch.device) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure all."""
-    options = asked(__doc__ or "", arguments)
+    """Measure all, or the networks that are named."""
+    options = asked(__doc__ or "", arguments, names=tuple(BATCHES))
     device = torch.device(options.device)
-    side, steps = (64, 1) if options.smoke else (128, 10)
     rate = matrix_rate(256 if options.smoke else 8192, device)
-    card = "cpu" if options.smoke else torch.cuda.get_device_name()
-    for name, batch in list(BATCHES.items())[: 1 if options.smoke else None]:
+    for name in options.names or list(BATCHES)[: 1 if options.smoke else None]:
+        flops = 0.0
         for way, settings in WAYS.items():
-            torch.compiler.reset()
             if options.smoke and settings:
                 continue
-            small = ["model.hidden=48", "model.mlp=64", "model.heads=4"] if options.smoke and "unetr" in name else []
+            torch.compiler.reset()
+            batch, side = BATCHES[name], 64 if options.smoke else 128
             recipe = find_recipe(name).override(
-                [f"data.crop={side},{side},{side}", "train.precision=bf16", f"train.batch={batch}", *settings,
-                 *(small if name == "brats_unetr" else [])]
-            )  # fmt: skip
-            place = Place(device.type == "cuda", "bf16", device)
-            flops = batch * sizes_of(lambda n, r=recipe: example(r, n, device), place).flops
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            spent = step_seconds(
-                lambda n, r=recipe: example(r, n, device, r.model.kernels), recipe, batch, device, steps
+                [f"data.crop={side},{side},{side}", "train.precision=bf16", f"train.batch={batch}", *settings]
             )
-            peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-            record("gpu_networks", f"{name}, {way}", 1 / spent, "steps/s",
-                   conditions=f"{card}, {side}^3, batch {batch}, bf16, {flops / spent / 1e12:.1f} TFLOP/s, "
-                   f"{flops / spent / rate:.1%} of a matrix product's {rate / 1e12:.0f}, peak {peak:.1f} GB",
-                   packages=("torch", "monai"), keep=options.record)  # fmt: skip
+            place = Place(device.type == "cuda", "bf16", device)
+            # MONAI's operations are counted, whatever the way
+            flops = flops or batch * sizes_of(lambda n, r=recipe: example(r, n, device), place).flops
+            try:
+                measure(f"{name}, {way}", recipe, flops, rate, options)
+            except Exception as error:  # compilers fail in many ways; the other ways are measured all the same
+                if options.smoke:
+                    raise
+                print(f"{name}, {way}: FAILS: {type(error).__name__}: {error}", flush=True)
+
+
+def measure(what: str, recipe: Any, flops: float, rate: float, options: argparse.Namespace) -> None:
+    """Time a step of one network in one way, and record it."""
+    device, batch = torch.device(options.device), recipe.train.batch
+    fresh_peak()
+    make = partial(make_example, recipe, device)
+    spent = step_seconds(make, recipe, batch, device, 1 if options.smoke else 10)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    card = "cpu" if options.smoke else torch.cuda.get_device_name()
+    record("gpu_networks", what, 1 / spent, "steps/s",
+           conditions=f"{card}, {recipe.data.crop[0]}^3, batch {batch}, bf16, {batch / spent:.1f} patches/s, "
+           f"{flops / spent / 1e12:.1f} TFLOP/s, {flops / spent / rate:.1%} of a matrix product's {rate / 1e12:.0f}, "
+           f"peak {peak:.1f} GB", packages=("torch", "monai"), keep=options.record)  # fmt: skip
+
+
+def make_example(recipe: Any, device: torch.device, batch: int) -> Any:
+    """The network with the recipe's kernels, and a batch."""
+    return example(recipe, batch, device, recipe.model.kernels)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The engine's whole loop against a step by hand, in one process, step about: both see the same machine."""
 
+import gc
 import statistics
 import tempfile
 import time
@@ -23,6 +24,14 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what was asked of it; both sides are measured so."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def fresh_peak() -> None:
+    """Let a GPU's peak of memory begin now, without what earlier measurements left in cycles or in the allocator."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 class Batch:

@@ -63,7 +63,7 @@ def test_kernels_change_neither_logits_nor_gradients_nor_keys(kernels: str, monk
     torch.manual_seed(1)  # under 0 a value at a rectifier's kink falls on the other side, rightly rounded
     sizes = {"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
     plain = SegResNet(init_filters=8, in_channels=4, out_channels=3, **sizes)
-    image = torch.randn(2, 4, 8, 8, 12, device=device)
+    image = torch.randn(2, 4, 8, 8, 12).to(device)
     assert_same(small(kernels), plain, image, bits=kernels != "fused")
 
 
@@ -97,7 +97,7 @@ def test_instance_norms_as_kernels_change_nothing(name: str, kernels: str, monke
     norms = [module for module in model.modules() if isinstance(module, torch.nn.InstanceNorm3d)]
     assert {type(norm) for norm in norms} == {InstanceNormLeakyReLU}
     assert {norm.impl for norm in norms} == {kernels}
-    image = torch.randn(1, 4, *(int(side) for side in sets[0].removeprefix("data.crop=").split(",")), device=device)
+    image = torch.randn(1, 4, *(int(side) for side in sets[0].removeprefix("data.crop=").split(","))).to(device)
     # SwinUNETR's gradients change by 1e-9 from run to run: its position tables are gathered
     assert_same(model, plain, image, bits=kernels != "fused" and name != "swinunetr")
 
