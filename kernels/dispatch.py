@@ -18,6 +18,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _logger = logging.getLogger("medkernels")
 _told: set[str] = set()
+# Kernels that answered wrongly on this device, with the reason (see `medkernels.trial`).
+distrusted: dict[str, str] = {}
 
 
 class FusedUnavailable(RuntimeError):
@@ -56,12 +58,18 @@ def use_fused(kernel: str, impl: Impl, tensors: Sequence[torch.Tensor | None], r
         return False
     if any(tensor.device != device for tensor in given):
         refusal = refusal or "the tensors lie on different devices"
-    reason = device_refusal(device.type) or refusal
+    reason = device_refusal(device.type) or refusal or distrusted.get(kernel, "")
     if reason and impl == "fused":
         raise FusedUnavailable(f"{kernel}: the fused kernel can not run: {reason}")
     if reason:
         _tell(f"{kernel}: reference instead of fused: {reason}")
     return not reason
+
+
+def distrust(kernel: str, reason: str) -> None:
+    """Take a kernel's reference from now on, and say so."""
+    distrusted[kernel] = reason
+    _tell(f"{kernel}: reference instead of fused: {reason}")
 
 
 def dtype_refusal(*tensors: torch.Tensor | None) -> str:

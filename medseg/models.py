@@ -20,6 +20,10 @@ def build_model(recipe: SegRecipe) -> nn.Module:
     impl = recipe.model.kernels
     if impl == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
         raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
+    if impl != "reference" and torch.cuda.is_available():
+        from medkernels.trial import try_kernels
+
+        try_kernels(torch.device("cuda", torch.cuda.current_device()))
     makers = {"segresnet": _segresnet, "unetr": _unetr, "swinunetr": _swinunetr, "dynunet": _dynunet}
     net, blocks = makers[recipe.model.name](recipe)
     fuse_norms(net, impl)
