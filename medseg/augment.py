@@ -1,7 +1,7 @@
 """Random crops and augmentation of volumes: drawn here as parameter rows; `apply` is the plain NumPy reference.
 
-The published set (random crop, flips, intensity shift and scale, rotation) follows A. Myronenko, "3D MRI brain tumor
-segmentation using autoencoder regularization", 2018; the fuller one the choices of nnU-Net (Isensee et al., 2021).
+Random crop, flips, intensity shift and scale are those of A. Myronenko, "3D MRI brain tumor segmentation using
+autoencoder regularization", 2018; the recipes add rotations, and the fuller set follows nnU-Net (Isensee et al., 2021).
 
 Legend of shapes: C channels, D H W canonical axes.
 """

@@ -34,7 +34,7 @@ def within(
 class Optim:
     """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0.
 
-    `factor`, `patience` (validations) and `min_lr` belong to the schedule `plateau`.
+    `factor`, `patience` (in validations: `train.validate_every` epochs each) and `min_lr` are `plateau`'s.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
