@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medcls import backbones, figures, metrics
+from medcls import backbones, figures, images, metrics
 from medcls.augment import Augment, ImageSource
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
+from medtrain.cache import check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.image_cache import ImageCache
@@ -63,11 +64,12 @@ class ClsTask:
     best_by = "accuracy"
 
     def __init__(self, recipe: ClsRecipe, cache: ImageCache):
+        check_preparation(cache.path, cache.preparation, images.VERSION)
         self.recipe, self.cache = recipe, cache
         self.cancer = choose_cancer(cache, recipe.data.cancer)
-        images, targets, self.classes = select(cache, self.cancer)
-        self._index = {cache.ids[n]: int(n) for n in images}
-        self._target = {cache.ids[n]: int(target) for n, target in zip(images, targets, strict=True)}
+        chosen, targets, self.classes = select(cache, self.cancer)
+        self._index = {cache.ids[n]: int(n) for n in chosen}
+        self._target = {cache.ids[n]: int(target) for n, target in zip(chosen, targets, strict=True)}
         self.split: Split = make_split(cache, recipe.data)
         self.weights = backbones.weights_file(recipe.model)
         self.mean, self.std = backbones.normalisation(recipe.model.name)
