@@ -27,16 +27,16 @@ def arrays(rows: Sequence[CaseRow]) -> tuple[np.ndarray, np.ndarray]:
     return target, np.array([[row.scores[name] for name in names] for row in rows])
 
 
-def summarize(target_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, float]:
-    """Accuracy; precision, recall and F1 as macro and weighted means over classes and, where there are two classes, of
-    the second (the diseased one in every published pair); log-loss. A class without predictions has precision 0.
+def summarize(target_N: np.ndarray, probs_NK: np.ndarray, positive: int | None = None) -> dict[str, float]:
+    """Accuracy; precision, recall and F1 as macro and weighted means over classes and of the `positive` one, if one of
+    two is; log-loss. A class without predictions has precision 0.
     """
     count = probs_NK.shape[1]
     predicted = probs_NK.argmax(1)
     scores = {"accuracy": float((predicted == target_N).mean())}
-    averages = ["macro", "weighted"] + (["positive"] if count == 2 else [])
+    averages = ["macro", "weighted"] + ([] if positive is None else ["positive"])
     for average in averages:
-        chosen = {"average": "binary", "pos_label": 1} if average == "positive" else {"average": average}
+        chosen = {"average": "binary", "pos_label": positive} if average == "positive" else {"average": average}
         labels = None if average == "positive" else list(range(count))
         values = precision_recall_fscore_support(target_N, predicted, labels=labels, zero_division=0.0, **chosen)
         for name, value in zip(("precision", "recall", "f1"), values, strict=False):

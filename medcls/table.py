@@ -13,6 +13,7 @@ from medcls import baseline, figures, metrics
 from medcls.audit import audit_lines
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
+from medcls.positive import choose_positive
 from medcls.published import Published, read_published
 from medcls.recipes import ClsRecipe, slug
 from medcls.task import make_split, select
@@ -38,11 +39,12 @@ class Line:
     rows: Sequence[CaseRow]
     epochs: str = ""
     note: str = ""
+    positive: int | None = None
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """All scores; empty where there are no rows."""
-        return metrics.summarize(*metrics.arrays(self.rows)) if self.rows else {}
+        return metrics.summarize(*metrics.arrays(self.rows), self.positive) if self.rows else {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class CancerTable:
     split: str
     leaked: int
     classes: list[str]
+    positive: str  # the name of the positive class, "" where there are more than two
 
 
 def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) -> int:
@@ -130,7 +133,10 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
         base += _baseline_rows(cache, recipe, split)
     lines += _joined(together, missing)
     lines.append(Line(baseline.NAME, base))
-    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes)
+    positive = choose_positive(classes, next((r.data.positive for r in recipes if r.data.positive), ""))
+    lines = [replace(line, positive=positive) for line in lines]
+    named = "" if positive is None else classes[positive]
+    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes, named)
 
 
 def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:
@@ -224,13 +230,14 @@ def _write_cancer(place: Path, table: CancerTable, foot: Sequence[str], publishe
         f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes. 'duplicates across': "
         "test images with a near-duplicate among the training images."
     )
-    if len(table.classes) == 2:
-        rules += f" In table.csv, 'positive' is {table.classes[1]}."
+    if table.positive:
+        rules += f" In table.csv, 'positive' is {table.positive}."
     write_text(place / "table.md", to_markdown([HEAD, *(_cells(line, table) for line in table.lines)], [rules, *foot]))
-    long = [["member", *LONG, "images", "split", "duplicates across", "epochs", "note"]]
+    long = [["member", *LONG, "positive", "images", "split", "duplicates across", "epochs", "note"]]
     for line in table.lines:
         values = [f"{line.scores[name]:.6f}" if name in line.scores else "" for name in LONG]
-        long.append([line.member, *values, str(len(line.rows)), table.split, str(table.leaked), line.epochs, line.note])
+        told = [table.positive, str(len(line.rows)), table.split, str(table.leaked), line.epochs, line.note]
+        long.append([line.member, *values, *told])
     write_text(place / "table.csv", to_csv(long))
     write_rows(place / "cases.csv", [row for line in table.lines for row in line.rows])
     for line in table.lines:

@@ -17,6 +17,7 @@ from medcls import backbones, figures, images, metrics
 from medcls.augment import Augment, ImageSource
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
+from medcls.positive import choose_positive
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
 from medtrain.cache import check_preparation
 from medtrain.errors import UserError
@@ -68,6 +69,7 @@ class ClsTask:
         self.recipe, self.cache = recipe, cache
         self.cancer = choose_cancer(cache, recipe.data.cancer)
         chosen, targets, self.classes = select(cache, self.cancer)
+        self.positive = choose_positive(self.classes, recipe.data.positive)
         self._index = {cache.ids[n]: int(n) for n in chosen}
         self._target = {cache.ids[n]: int(target) for n, target in zip(chosen, targets, strict=True)}
         self.split: Split = make_split(cache, recipe.data)
@@ -111,7 +113,7 @@ class ClsTask:
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
         """Accuracy, macro F1, log-loss; then macro precision and recall, and those of the positive class of two."""
-        scores = metrics.summarize(*metrics.arrays(rows))
+        scores = metrics.summarize(*metrics.arrays(rows), self.positive)
         first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss")}
         return first | {name: value for name, value in scores.items() if not name.endswith("_weighted")}
 
@@ -162,7 +164,8 @@ class ClsTask:
 
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
-        return {"cancer": self.cancer, "split": self.recipe.data.split, "leaked": self.leaked()}
+        name = "" if self.positive is None else self.classes[self.positive]
+        return {"cancer": self.cancer, "positive": name, "split": self.recipe.data.split, "leaked": self.leaked()}
 
     def case_of(self, epoch: int, index: int) -> str:
         """Which training image a sample is."""

@@ -13,7 +13,7 @@ def test_scores_equal_scikit_learn(classes: int) -> None:
     rng = np.random.default_rng(classes)
     target = rng.integers(0, classes, 200)
     probs = rng.dirichlet(np.ones(classes), 200)
-    predicted, scores = probs.argmax(1), summarize(target, probs)
+    predicted, scores = probs.argmax(1), summarize(target, probs, 1 if classes == 2 else None)
     assert scores["accuracy"] == reference.accuracy_score(target, predicted)
     for average in ("macro", "weighted"):
         assert scores[f"precision_{average}"] == reference.precision_score(target, predicted, average=average)
@@ -24,6 +24,9 @@ def test_scores_equal_scikit_learn(classes: int) -> None:
     if classes == 2:
         assert scores["f1_positive"] == reference.f1_score(target, predicted)
         assert scores["recall_positive"] == (predicted[target == 1] == 1).mean()
+        other = summarize(target, probs, 0)
+        assert other["recall_positive"] == (predicted[target == 0] == 0).mean()
+        assert other["precision_positive"] == (target[predicted == 0] == 0).mean()
     counts = confusion(target, predicted, classes)
     assert counts.sum() == 200
     assert counts[1, 0] == ((target == 1) & (predicted == 0)).sum()

@@ -100,7 +100,8 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     assert {row.part for row in rows} == {"test"}
     for name, line in lines.items():
         mine = [row for row in rows if row.member == name]
-        scores = metrics.summarize(*metrics.arrays(mine))
+        scores = metrics.summarize(*metrics.arrays(mine), 1)
+        assert line["positive"] == "oral_scc"
         assert line["images"] == str(len(mine))
         assert float(line["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-6)
         assert float(line["f1_positive"]) == pytest.approx(scores["f1_positive"], abs=1e-6)
@@ -156,6 +157,19 @@ def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]])
     assert len(read(place / "audit.csv")) == 2
     assert {row.member.split(": ")[1] for row in read_rows(place / "cases.csv")} >= {"good", NAME}
     assert imread(place / "tables" / "brain_cancer" / "accuracy.png").std() > 0.05
+
+
+def test_the_positive_class_may_be_the_first(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+    cache = ImageCache(image_cache)
+    recipe = tiny_images("data.positive=oral_normal")
+    table.finish(tmp_path, cache, [fake_run(tmp_path, cache, recipe, 1.0, 0)])
+    place = tmp_path / "tables" / "oral_cancer"
+    line = read(place / "table.csv")[0]
+    rows = [row for row in read_rows(place / "cases.csv") if row.member == recipe.name]
+    found = [row.scores["correct"] for row in rows if row.scores["target"] == 0]
+    assert line["positive"] == "oral_normal"
+    assert float(line["recall_positive"]) == pytest.approx(np.mean(found), abs=1e-6)
+    assert "'positive' is oral_normal" in (place / "table.md").read_text()
 
 
 def test_a_failed_member_is_a_row_with_its_reason(sweep: tuple[Path, ImageCache, list[dict]]) -> None:

@@ -35,6 +35,7 @@ def test_a_run_folder_is_whole_and_loads_into_plain_timm(image_cache: Path, tiny
     done = run(tiny_images("optim.ema=0.9"), image_cache, tmp_path / "run")
     assert done["cancer"] == "Oral Cancer"
     assert done["split"] == "group"
+    assert done["positive"] == "oral_scc"
     assert done["leaked"] == 0
     content = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
     assert content["classes"] == ["oral_normal", "oral_scc"]
