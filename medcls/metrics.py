@@ -6,7 +6,13 @@ N images, K classes.
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    recall_score,
+    roc_auc_score,
+)
 
 from medtrain.results import CaseRow
 
@@ -28,8 +34,11 @@ def arrays(rows: Sequence[CaseRow]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(target_N: np.ndarray, probs_NK: np.ndarray, positive: int | None = None) -> dict[str, float]:
-    """Accuracy; precision, recall and F1 as macro and weighted means over classes and of the `positive` one, if one of
-    two is; log-loss. A class without predictions has precision 0.
+    """Accuracy; precision, recall and F1 as macro and weighted means over classes; log-loss; `auroc`. With a `positive`
+    class of two also its precision, recall and F1, and sensitivity and specificity at a probability of 0.5.
+
+    A class without predictions has precision 0. What the images do not define is left out: sensitivity without positive
+    ones, specificity without others, `auroc` where a class is absent.
     """
     count = probs_NK.shape[1]
     predicted = probs_NK.argmax(1)
@@ -44,7 +53,27 @@ def summarize(target_N: np.ndarray, probs_NK: np.ndarray, positive: int | None =
     safe = np.clip(probs_NK, 1e-7, None)
     safe = safe / safe.sum(1, keepdims=True)
     scores["log_loss"] = float(log_loss(target_N, safe, labels=list(range(count))))
+    area = auroc(target_N, probs_NK, positive)
+    if area is not None:
+        scores["auroc"] = area
+    if positive is not None:
+        for name, label in (("sensitivity", positive), ("specificity", 1 - positive)):
+            if (target_N == label).any():
+                scores[name] = float(recall_score(target_N == label, predicted == label))
     return scores
+
+
+def auroc(target_N: np.ndarray, probs_NK: np.ndarray, positive: int | None = None) -> float | None:
+    """Area under the ROC curve of the positive class, or the mean over classes of each against all others; None where
+    such a class, or all others, have no image.
+    """
+    areas = []
+    for label in range(probs_NK.shape[1]) if positive is None else (positive,):
+        own_N = target_N == label
+        if own_N.all() or not own_N.any():
+            return None
+        areas.append(float(roc_auc_score(own_N, probs_NK[:, label])))
+    return sum(areas) / len(areas)
 
 
 def confusion(target_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:

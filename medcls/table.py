@@ -1,7 +1,7 @@
 """The tables of a sweep: per cancer its members, three ensembles and the baseline; one overview; all from rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,14 @@ from medtrain.results import CaseRow, read_done, read_rows, to_csv, to_markdown,
 from medtrain.sampling import Split
 from medtrain.wording import listed
 
-HEAD = ("member", "accuracy", "recall", "precision", "F1", "images", "split", "duplicates across", "epochs", "note")
+SCORES = {"accuracy": "accuracy", "recall": "recall_macro", "precision": "precision_macro", "F1": "f1_macro",
+          "AUROC": "auroc", "sensitivity": "sensitivity", "specificity": "specificity"}  # fmt: skip
+OF_POSITIVE = ("sensitivity", "specificity")
+ABOUT = ("images", "split", "duplicates across", "epochs", "note")
 ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
 LONG = ("accuracy", "recall_macro", "precision_macro", "f1_macro", "recall_weighted", "precision_weighted",
-        "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss")  # fmt: skip
+        "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss", "auroc", "sensitivity",
+        "specificity")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -217,27 +221,36 @@ def _baseline_rows(cache: ImageCache, recipe: ClsRecipe, split: Split) -> list[C
             for case, s in zip(split.test, scores, strict=True)]  # fmt: skip
 
 
-def _cells(line: Line, table: CancerTable) -> list[str]:
-    scores = line.scores
-    names = ("accuracy", "recall_macro", "precision_macro", "f1_macro")
-    values = [f"{scores[name]:.3f}" if scores else "–" for name in names]
-    return [line.member, *values, str(len(line.rows)) if scores else "–", table.split, str(table.leaked), line.epochs,
-            line.note]  # fmt: skip
+def _about(line: Line, table: CancerTable) -> list[str]:
+    """The cells under ABOUT."""
+    return [str(len(line.rows)) if line.rows else "–", table.split, str(table.leaked), line.epochs, line.note]
+
+
+def _cells(line: Line, names: Iterable[str]) -> list[str]:
+    """Scores for people; a dash where there is none."""
+    return [f"{line.scores[name]:.3f}" if name in line.scores else "–" for name in names]
+
+
+def _rules(table: CancerTable) -> str:
+    """What the columns of a cancer's table mean."""
+    area = f"of {table.positive}" if table.positive else "the mean of each class against all others"
+    rules = (
+        f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes, AUROC is {area}. "
+        "'duplicates across': test images with a near-duplicate among the training images."
+    )
+    if table.positive:
+        rules += f" Sensitivity and specificity at 0.5, and 'positive' in table.csv, are of {table.positive}."
+    return rules
 
 
 def _write_cancer(place: Path, table: CancerTable, foot: Sequence[str], published: Sequence[Published]) -> None:
-    rules = (
-        f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes. 'duplicates across': "
-        "test images with a near-duplicate among the training images."
-    )
-    if table.positive:
-        rules += f" In table.csv, 'positive' is {table.positive}."
-    write_text(place / "table.md", to_markdown([HEAD, *(_cells(line, table) for line in table.lines)], [rules, *foot]))
-    long = [["member", *LONG, "positive", "images", "split", "duplicates across", "epochs", "note"]]
+    shown = {head: name for head, name in SCORES.items() if table.positive or name not in OF_POSITIVE}
+    lines = [[line.member, *_cells(line, shown.values()), *_about(line, table)] for line in table.lines]
+    write_text(place / "table.md", to_markdown([("member", *shown, *ABOUT), *lines], [_rules(table), *foot]))
+    long = [["member", *LONG, "positive", *ABOUT]]
     for line in table.lines:
         values = [f"{line.scores[name]:.6f}" if name in line.scores else "" for name in LONG]
-        told = [table.positive, str(len(line.rows)), table.split, str(table.leaked), line.epochs, line.note]
-        long.append([line.member, *values, *told])
+        long.append([line.member, *values, table.positive, str(len(line.rows)), *_about(line, table)[1:]])
     write_text(place / "table.csv", to_csv(long))
     write_rows(place / "cases.csv", [row for line in table.lines for row in line.rows])
     for line in table.lines:
@@ -272,8 +285,9 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
     lines = [[m, *(f"{f[m]['accuracy']:.3f}" if f.get(m) else "–" for f in found)] for m in members]
     lines.append(["test images", *(str(max(len(line.rows) for line in table.lines)) for table in tables)])
     lines.append(["with a near-duplicate in training", *(str(table.leaked) for table in tables)])
-    long = [["cancer", "member", *HEAD[1:]]]
-    long += [[table.cancer, *_cells(line, table)] for table in tables for line in table.lines]
+    long = [["cancer", "member", *SCORES, "positive", *ABOUT]]
+    long += [[table.cancer, line.member, *_cells(line, SCORES.values()), table.positive, *_about(line, table)]
+             for table in tables for line in table.lines]  # fmt: skip
     splits = ", ".join(dict.fromkeys(table.split for table in tables))
     rules = (
         f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "

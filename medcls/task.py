@@ -112,9 +112,9 @@ class ClsTask:
         return metrics.row_scores(self._target[case], prediction, self.classes)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Accuracy, macro F1, log-loss; then macro precision and recall, and those of the positive class of two."""
+        """Accuracy, macro F1, log-loss, AUROC; then macro precision and recall, and those of the positive class."""
         scores = metrics.summarize(*metrics.arrays(rows), self.positive)
-        first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss")}
+        first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss", "auroc") if name in scores}
         return first | {name: value for name, value in scores.items() if not name.endswith("_weighted")}
 
     def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:

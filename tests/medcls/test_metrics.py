@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medcls.metrics import arrays, confusion, row_scores, summarize
+from medcls.metrics import arrays, auroc, confusion, row_scores, summarize
 from medtrain.results import CaseRow
 
 
@@ -27,6 +27,14 @@ def test_scores_equal_scikit_learn(classes: int) -> None:
         other = summarize(target, probs, 0)
         assert other["recall_positive"] == (predicted[target == 0] == 0).mean()
         assert other["precision_positive"] == (target[predicted == 0] == 0).mean()
+        assert scores["auroc"] == pytest.approx(reference.roc_auc_score(target, probs[:, 1]))
+        assert other["auroc"] == pytest.approx(scores["auroc"])  # 1 - p of 1 - y
+        assert scores["sensitivity"] == other["specificity"] == reference.recall_score(target, predicted)
+        assert scores["specificity"] == other["sensitivity"] == ((probs[:, 0] > 0.5)[target == 0]).mean()
+    else:
+        area = reference.roc_auc_score(target, probs, multi_class="ovr", average="macro")
+        assert scores["auroc"] == pytest.approx(area)
+        assert "sensitivity" not in scores
     counts = confusion(target, predicted, classes)
     assert counts.sum() == 200
     assert counts[1, 0] == ((target == 1) & (predicted == 0)).sum()
@@ -37,7 +45,13 @@ def test_a_class_that_is_never_predicted_or_never_there() -> None:
     assert scores["accuracy"] == pytest.approx(2 / 3)
     assert scores["precision_macro"] == pytest.approx((2 / 3) / 3)
     assert scores["recall_macro"] == pytest.approx(1 / 3)
-    assert np.isfinite(summarize(np.array([1]), np.array([[1.0, 0.0]]))["log_loss"])
+    assert "auroc" not in scores
+    assert auroc(np.array([0, 1, 1, 0]), np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.8, 0.2]])) == 1
+    one = summarize(np.array([1, 1]), np.array([[1.0, 0.0], [0.2, 0.8]]), 1)
+    assert np.isfinite(one["log_loss"])
+    assert one["sensitivity"] == 0.5
+    assert not {"auroc", "specificity"} & set(one)
+    assert "sensitivity" not in summarize(np.array([1, 1]), np.array([[1.0, 0.0], [0.2, 0.8]]), 0)
 
 
 def test_rows_and_back() -> None:

@@ -104,7 +104,8 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
         assert line["positive"] == "oral_scc"
         assert line["images"] == str(len(mine))
         assert float(line["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-6)
-        assert float(line["f1_positive"]) == pytest.approx(scores["f1_positive"], abs=1e-6)
+        for score in ("f1_positive", "auroc", "sensitivity", "specificity"):
+            assert float(line[score]) == pytest.approx(scores[score], abs=1e-6)
         assert (line["split"], line["duplicates across"]) == ("group", "0")
         counts = read(place / "tables" / "oral_cancer" / f"confusion_{slug(name)}.csv")
         assert sum(int(v) for row in counts for key, v in row.items() if key.startswith("oral")) == len(mine)
@@ -112,6 +113,29 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     text = (place / "tables" / "oral_cancer" / "table.md").read_text()
     assert "| member" in text
     assert "macro means over classes" in text
+    assert "AUROC is of oral_scc" in text
+    assert "sensitivity" in text.splitlines()[0]
+    good = next(line for line in text.splitlines() if line.startswith("| good"))
+    assert f"{float(lines['good']['auroc']):.3f}" in good
+    brain = (place / "tables" / "brain_cancer" / "table.md").read_text()
+    assert "AUROC is the mean of each class" in brain
+    assert "sensitivity" not in brain.splitlines()[0]
+    assert {line["sensitivity"] for line in read(place / "tables" / "brain_cancer" / "table.csv")} == {""}
+
+
+def test_a_class_absent_from_the_test_part(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+    cache = ImageCache(image_cache)
+    for cancer in cache.cancers:
+        sweep = tmp_path / slug(cancer)
+        member = fake_run(sweep, cache, tiny_images(f"data.cancer={cancer}"), 1.0, 0)
+        path = sweep / member["folder"] / "cases.csv"
+        write_rows(path, [row for row in read_rows(path) if row.part == "val" or row.scores["target"] != 0])
+        table.finish(sweep, cache, [member])
+        line = read(sweep / "tables" / slug(cancer) / "table.csv")[0]
+        assert line["auroc"] == line["specificity"] == ""
+        assert float(line["accuracy"]) >= 0
+        text = (sweep / "tables" / slug(cancer) / "table.md").read_text().splitlines()
+        assert " – |" in text[2]
 
 
 def test_ensembles_are_weighted_by_validation_and_not_by_test(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
@@ -169,7 +193,7 @@ def test_the_positive_class_may_be_the_first(image_cache: Path, tiny_images: Tin
     found = [row.scores["correct"] for row in rows if row.scores["target"] == 0]
     assert line["positive"] == "oral_normal"
     assert float(line["recall_positive"]) == pytest.approx(np.mean(found), abs=1e-6)
-    assert "'positive' is oral_normal" in (place / "table.md").read_text()
+    assert "are of oral_normal" in (place / "table.md").read_text()
 
 
 def test_a_failed_member_is_a_row_with_its_reason(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
