@@ -17,6 +17,7 @@ from sklearn.metrics import (
 from medtrain.results import CaseRow
 
 PROBABILITY = "p:"
+RESAMPLES, SEED = 1000, 0
 
 
 def row_scores(target: int, probs_K: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
@@ -74,6 +75,26 @@ def auroc(target_N: np.ndarray, probs_NK: np.ndarray, positive: int | None = Non
             return None
         areas.append(float(roc_auc_score(own_N, probs_NK[:, label])))
     return sum(areas) / len(areas)
+
+
+def intervals(target_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, float]:
+    """95 % bootstrap intervals over images of accuracy and macro F1, as `<score>_low` and `<score>_high` (Efron and
+    Tibshirani 1993, percentiles of 1000 resamplings, the same for the same images).
+
+    Both are functions of the confusion matrix, and that of N images drawn with replacement is multinomial: its cells
+    are drawn, which is the same and takes no longer for many images. A class that is not drawn has F1 0, as in
+    `summarize`.
+    """
+    count = probs_NK.shape[1]
+    cells = confusion(target_N, probs_NK.argmax(1), count).ravel()
+    drawn = np.random.default_rng(SEED).multinomial(cells.sum(), cells / cells.sum(), RESAMPLES)
+    drawn_RKK = drawn.reshape(RESAMPLES, count, count)
+    right_RK = np.diagonal(drawn_RKK, axis1=1, axis2=2)
+    f1_RK = 2 * right_RK / np.maximum(1, drawn_RKK.sum(1) + drawn_RKK.sum(2))
+    found = {}
+    for name, values in (("accuracy", right_RK.sum(1) / cells.sum()), ("f1_macro", f1_RK.mean(1))):
+        found[f"{name}_low"], found[f"{name}_high"] = map(float, np.percentile(values, (2.5, 97.5)))
+    return found
 
 
 def confusion(target_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:

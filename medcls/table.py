@@ -1,7 +1,7 @@
 """The tables of a sweep: per cancer its members, three ensembles and the baseline; one overview; all from rows."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,17 @@ from medtrain.wording import listed
 
 SCORES = {"accuracy": "accuracy", "recall": "recall_macro", "precision": "precision_macro", "F1": "f1_macro",
           "AUROC": "auroc", "sensitivity": "sensitivity", "specificity": "specificity"}  # fmt: skip
+LIMITS = ("accuracy_low", "accuracy_high", "f1_macro_low", "f1_macro_high")
 OF_POSITIVE = ("sensitivity", "specificity")
+BRACKETS = (
+    f"In brackets: 95 % bootstrap intervals of {metrics.RESAMPLES} resamplings of the test images, which take "
+    "near-duplicates for independent images."
+)
 ABOUT = ("images", "split", "duplicates across", "epochs", "note")
 ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
 LONG = ("accuracy", "recall_macro", "precision_macro", "f1_macro", "recall_weighted", "precision_weighted",
         "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss", "auroc", "sensitivity",
-        "specificity")  # fmt: skip
+        "specificity", *LIMITS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,11 @@ class Line:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """All scores; empty where there are no rows."""
-        return metrics.summarize(*metrics.arrays(self.rows), self.positive) if self.rows else {}
+        """All scores and the intervals of two; empty where there are no rows."""
+        if not self.rows:
+            return {}
+        target, probs = metrics.arrays(self.rows)
+        return metrics.summarize(target, probs, self.positive) | metrics.intervals(target, probs)
 
 
 @dataclass(frozen=True)
@@ -231,12 +239,22 @@ def _cells(line: Line, names: Iterable[str]) -> list[str]:
     return [f"{line.scores[name]:.3f}" if name in line.scores else "–" for name in names]
 
 
+def _bracketed(scores: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    """Scores as 0.855 (0.77–0.93) where there is an interval."""
+    cells = []
+    for name in names:
+        low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+        interval = "" if low is None else f" ({low:.2f}–{high:.2f})"
+        cells.append(f"{scores[name]:.3f}{interval}" if name in scores else "–")
+    return cells
+
+
 def _rules(table: CancerTable) -> str:
     """What the columns of a cancer's table mean."""
     area = f"of {table.positive}" if table.positive else "the mean of each class against all others"
     rules = (
         f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes, AUROC is {area}. "
-        "'duplicates across': test images with a near-duplicate among the training images."
+        f"{BRACKETS} 'duplicates across': test images with a near-duplicate among the training images."
     )
     if table.positive:
         rules += f" Sensitivity and specificity at 0.5, and 'positive' in table.csv, are of {table.positive}."
@@ -245,7 +263,7 @@ def _rules(table: CancerTable) -> str:
 
 def _write_cancer(place: Path, table: CancerTable, foot: Sequence[str], published: Sequence[Published]) -> None:
     shown = {head: name for head, name in SCORES.items() if table.positive or name not in OF_POSITIVE}
-    lines = [[line.member, *_cells(line, shown.values()), *_about(line, table)] for line in table.lines]
+    lines = [[line.member, *_bracketed(line.scores, shown.values()), *_about(line, table)] for line in table.lines]
     write_text(place / "table.md", to_markdown([("member", *shown, *ABOUT), *lines], [_rules(table), *foot]))
     long = [["member", *LONG, "positive", *ABOUT]]
     for line in table.lines:
@@ -282,16 +300,17 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
     members = list(dict.fromkeys(line.member for line in shown))
     head = ["accuracy on test images", *(table.cancer for table in tables)]
     found = [{line.member: line.scores for line in table.lines} for table in tables]
-    lines = [[m, *(f"{f[m]['accuracy']:.3f}" if f.get(m) else "–" for f in found)] for m in members]
+    lines = [[m, *(_bracketed(f.get(m, {}), ["accuracy"])[0] for f in found)] for m in members]
     lines.append(["test images", *(str(max(len(line.rows) for line in table.lines)) for table in tables)])
     lines.append(["with a near-duplicate in training", *(str(table.leaked) for table in tables)])
-    long = [["cancer", "member", *SCORES, "positive", *ABOUT]]
-    long += [[table.cancer, line.member, *_cells(line, SCORES.values()), table.positive, *_about(line, table)]
+    long = [["cancer", "member", *SCORES, *LIMITS, "positive", *ABOUT]]
+    names = (*SCORES.values(), *LIMITS)
+    long += [[table.cancer, line.member, *_cells(line, names), table.positive, *_about(line, table)]
              for table in tables for line in table.lines]  # fmt: skip
     splits = ", ".join(dict.fromkeys(table.split for table in tables))
     rules = (
         f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
-        "weights come from validation images."
+        f"weights come from validation images. {BRACKETS}"
     )
     failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn import metrics as reference
 
-from medcls.metrics import arrays, auroc, confusion, row_scores, summarize
+from medcls.metrics import arrays, auroc, confusion, intervals, row_scores, summarize
 from medtrain.results import CaseRow
 
 
@@ -52,6 +53,34 @@ def test_a_class_that_is_never_predicted_or_never_there() -> None:
     assert one["sensitivity"] == 0.5
     assert not {"auroc", "specificity"} & set(one)
     assert "sensitivity" not in summarize(np.array([1, 1]), np.array([[1.0, 0.0], [0.2, 0.8]]), 0)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_intervals_are_those_of_resampled_images(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    target = rng.integers(0, classes, 70)
+    probs = rng.dirichlet(np.ones(classes), 70) + 0.5 * np.eye(classes)[target]
+    predicted = probs.argmax(1)
+    found = intervals(target, probs)
+    assert found == intervals(target, probs)
+    labels = list(range(classes))
+
+    def f1(true: np.ndarray, told: np.ndarray) -> float:
+        return reference.f1_score(true, told, labels=labels, average="macro", zero_division=0.0)
+
+    for name, statistic in (("accuracy", reference.accuracy_score), ("f1_macro", f1)):
+        peer = bootstrap((target, predicted), statistic, paired=True, vectorized=False, n_resamples=1000,
+                         method="percentile", rng=np.random.default_rng(5)).confidence_interval  # fmt: skip
+        assert found[f"{name}_low"] == pytest.approx(peer.low, abs=0.02)
+        assert found[f"{name}_high"] == pytest.approx(peer.high, abs=0.02)
+        assert found[f"{name}_low"] < statistic(target, predicted) < found[f"{name}_high"]
+        assert found[f"{name}_high"] - found[f"{name}_low"] > 0.1
+
+
+def test_intervals_of_one_image_and_of_no_error() -> None:
+    assert set(intervals(np.array([1]), np.array([[0.0, 1.0]])).values()) == {1.0, 0.5}  # a class is absent: F1 0.5
+    sure = intervals(np.array([0, 1] * 20), np.eye(2)[[0, 1] * 20])
+    assert set(sure.values()) == {1.0}
 
 
 def test_rows_and_back() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,12 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     assert "sensitivity" in text.splitlines()[0]
     good = next(line for line in text.splitlines() if line.startswith("| good"))
     assert f"{float(lines['good']['auroc']):.3f}" in good
+    fair = next(line for line in text.splitlines() if line.startswith("| fair"))
+    for score in ("accuracy", "f1_macro"):
+        low, value, high = (float(lines["fair"][f"{score}{end}"]) for end in ("_low", "", "_high"))
+        assert low <= value <= high
+        assert low < high
+        assert f"| {value:.3f} ({low:.2f}–{high:.2f}) |" in fair
     brain = (place / "tables" / "brain_cancer" / "table.md").read_text()
     assert "AUROC is the mean of each class" in brain
     assert "sensitivity" not in brain.splitlines()[0]
@@ -171,9 +178,13 @@ def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]])
     table.finish(place, cache, members)
     overview = (place / "table.md").read_text()
     assert overview.splitlines()[0].split("|")[2].strip() == "Brain Cancer"
-    good = next(line for line in overview.splitlines() if line.startswith("| good "))
-    scores = {line["cancer"]: line["accuracy"] for line in read(place / "table.csv") if line["member"] == "good"}
-    assert [cell.strip() for cell in good.split("|")[2:-1]] == [scores["Brain Cancer"], scores["Oral Cancer"]]
+    fair = next(line for line in overview.splitlines() if line.startswith("| fair "))
+    scores = {line["cancer"]: line for line in read(place / "table.csv") if line["member"] == "fair"}
+    for cell, cancer in zip(fair.split("|")[2:-1], ("Brain Cancer", "Oral Cancer"), strict=True):
+        low, value, high = (float(scores[cancer][f"accuracy{end}"]) for end in ("_low", "", "_high"))
+        found = re.findall(r"[\d.]+", cell)
+        assert float(found[0]) == value
+        assert [float(v) for v in found[1:]] == pytest.approx([low, high], abs=0.0056)
     assert "with a copy in training" in overview  # the audit
     long = read(place / "table.csv")
     assert {line["cancer"] for line in long} == {"Brain Cancer", "Oral Cancer"}
