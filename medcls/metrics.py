@@ -82,17 +82,21 @@ def intervals(target_N: np.ndarray, probs_NK: np.ndarray) -> dict[str, float]:
     Tibshirani 1993, percentiles of 1000 resamplings, the same for the same images).
 
     Both are functions of the confusion matrix, and that of N images drawn with replacement is multinomial: its cells
-    are drawn, which is the same and takes no longer for many images. A class that is not drawn has F1 0, as in
-    `summarize`.
+    are drawn, which is the same and takes no longer for many images. A class that a resampling lost is left out of its
+    mean F1.
     """
     count = probs_NK.shape[1]
     cells = confusion(target_N, probs_NK.argmax(1), count).ravel()
     drawn = np.random.default_rng(SEED).multinomial(cells.sum(), cells / cells.sum(), RESAMPLES)
     drawn_RKK = drawn.reshape(RESAMPLES, count, count)
     right_RK = np.diagonal(drawn_RKK, axis1=1, axis2=2)
-    f1_RK = 2 * right_RK / np.maximum(1, drawn_RKK.sum(1) + drawn_RKK.sum(2))
+    either_RK = drawn_RKK.sum(1) + drawn_RKK.sum(2)  # true or predicted
+    f1_RK = 2 * right_RK / np.maximum(1, either_RK)
+    # 0 where it is not among all images either, as in `summarize`
+    counted_RK = (either_RK > 0) | ~either_RK.any(0)
+    f1_R = f1_RK.sum(1) / counted_RK.sum(1)
     found = {}
-    for name, values in (("accuracy", right_RK.sum(1) / cells.sum()), ("f1_macro", f1_RK.mean(1))):
+    for name, values in (("accuracy", right_RK.sum(1) / cells.sum()), ("f1_macro", f1_R)):
         found[f"{name}_low"], found[f"{name}_high"] = map(float, np.percentile(values, (2.5, 97.5)))
     return found
 

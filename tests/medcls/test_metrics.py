@@ -63,10 +63,9 @@ def test_intervals_are_those_of_resampled_images(classes: int) -> None:
     predicted = probs.argmax(1)
     found = intervals(target, probs)
     assert found == intervals(target, probs)
-    labels = list(range(classes))
 
     def f1(true: np.ndarray, told: np.ndarray) -> float:
-        return reference.f1_score(true, told, labels=labels, average="macro", zero_division=0.0)
+        return reference.f1_score(true, told, average="macro", zero_division=0.0)
 
     for name, statistic in (("accuracy", reference.accuracy_score), ("f1_macro", f1)):
         peer = bootstrap((target, predicted), statistic, paired=True, vectorized=False, n_resamples=1000,
@@ -81,6 +80,8 @@ def test_intervals_of_one_image_and_of_no_error() -> None:
     assert set(intervals(np.array([1]), np.array([[0.0, 1.0]])).values()) == {1.0, 0.5}  # a class is absent: F1 0.5
     sure = intervals(np.array([0, 1] * 20), np.eye(2)[[0, 1] * 20])
     assert set(sure.values()) == {1.0}
+    rare = np.array([0] * 20 + [1])  # a third of the resamplings lose the rare class
+    assert set(intervals(rare, np.eye(2)[rare]).values()) == {1.0}
 
 
 def test_rows_and_back() -> None:
