@@ -13,13 +13,14 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from medcls.depth import eight_bit
 from medcls.keypoints import features
 from medcls.metadata import without_metadata
 from medtrain.image_cache import digest
 from medtrain.wording import shown
 
 # Raise it whenever a stored byte or number would change.
-VERSION = 2
+VERSION = 3
 MEGAPIXELS = 100  # of a file that must be decoded whole; JPEG may have MEGAPIXELS_JPEG, it is decoded smaller
 MEGAPIXELS_JPEG = 450
 MOST_BYTES = 512 << 20
@@ -88,7 +89,9 @@ def usable(content: bytes) -> tuple[Image.Image, bytes, str]:
         if not content:
             raise BadImage("empty file")
         image, converted = _decoded(content)
-        rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+        grey, how = eight_bit(ImageOps.exif_transpose(image), content, str(image.format))
+        rgb = grey.convert("RGB")
+        converted = f"{converted}, {how}" if how else converted
         if not converted:
             try:
                 return rgb, without_metadata(content, str(image.format), _orientation(image)), ""
@@ -142,22 +145,6 @@ def _orientation(image: Image.Image) -> int:
     """1 to 8 of EXIF; Pillow takes what else a file may say for upright."""
     told = image.getexif().get(0x0112, 1)
     return told if told in range(1, 9) else 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Pixels of more than 8 bits as 8-bit grey: whole numbers lose the low bits of their 8, 12 or 16, floats are
-    stretched to 0..255.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(values.astype(np.float64))
-        span = float(np.ptp(values)) or 1.0
-        return Image.fromarray(((values - values.min()) / span * 255).astype(np.uint8))
-    whole = np.clip(values.astype(np.int64), 0, None)
-    shift = next((bits - 8 for bits in (8, 12, 16) if int(whole.max()) < 1 << bits), 24)
-    return Image.fromarray((whole >> shift).astype(np.uint8))
 
 
 def perceptual_hashes(rgb: Image.Image) -> np.ndarray:

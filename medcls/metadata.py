@@ -6,6 +6,7 @@ The pixels are not touched: only segments (JPEG, ITU-T T.81, annex B) or chunks 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 
 SOS, EOI, APP0, APP1, APP14, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 BARE = (0x01, *range(0xD0, 0xD9))  # markers without a segment: TEM, RST0 to RST7, SOI
@@ -66,15 +67,19 @@ def _exif(orientation: int) -> bytes:
 
 
 def _png(content: bytes) -> bytes:
+    # bit 5 tells what is not critical
+    kept = (chunk for name, chunk in png_chunks(content) if not name[0] & 0x20 or name in PNG_KEPT)
+    return b"".join([PNG_HEAD, *kept])
+
+
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(name, chunk with its length, name and checksum) up to the last; raises ValueError where one is damaged."""
     if not content.startswith(PNG_HEAD):
         raise ValueError("no start of a PNG")
-    kept, at = [PNG_HEAD], len(PNG_HEAD)
-    while True:
+    name, at = b"", len(PNG_HEAD)
+    while name != b"IEND":
         length, name = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
         chunk, at = content[at : at + 12 + length], at + 12 + length
         if len(chunk) < 12 + length or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
             raise ValueError("a chunk is damaged")
-        if not name[0] & 0x20 or name in PNG_KEPT:  # bit 5 tells what is not critical
-            kept.append(chunk)
-        if name == b"IEND":
-            return b"".join(kept)
+        yield name, chunk

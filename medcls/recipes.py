@@ -17,7 +17,9 @@ class ImageData:
 
     `cancer` names one of the data set's, "every" takes all their classes at once, "" the only one there is. `split`
     "group" keeps near-duplicates on one side, "random" is the published way. With `folds` the test part is fold `fold`
-    of so many. With `verify` the bytes of every image are compared with its checksum when it is first read.
+    of so many. `balance` "loss" weighs a class by the inverse of its share of the training images. `positive` names the
+    class of two whose recall and precision are told ("": see `choose_positive`); it changes tables alone. With `verify`
+    the bytes of every image are compared with its checksum when it is first read.
     """
 
     cancer: str = ""
@@ -28,6 +30,8 @@ class ImageData:
     folds: int = within(0, 0)
     val_fraction: float = within(0.15, 0.01, below=1)  # chooses the checkpoint and weighs the ensemble
     test_fraction: float = within(0.15, 0.01, below=1)
+    balance: Literal["none", "loss"] = "none"
+    positive: str = field(default="", metadata=NO_EFFECT)  # scores are made again from the rows
     verify: bool = field(default=False, metadata=NO_EFFECT)
 
 
@@ -64,7 +68,7 @@ class ClsEvaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class ClsRecipe(Recipe):
-    """A classification run; the loss is cross-entropy with label `smoothing`."""
+    """A classification run; the loss is cross-entropy with label `smoothing`, balanced where `data.balance` says so."""
 
     task: str = "multicancer"
     data: ImageData = ImageData()

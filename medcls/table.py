@@ -1,7 +1,7 @@
 """The tables of a sweep: per cancer its members, three ensembles and the baseline; one overview; all from rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from medcls import baseline, figures, metrics
 from medcls.audit import audit_lines
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
+from medcls.positive import choose_positive
 from medcls.published import Published, read_published
 from medcls.recipes import ClsRecipe, slug
 from medcls.task import make_split, select
@@ -24,10 +25,19 @@ from medtrain.results import CaseRow, read_done, read_rows, to_csv, to_markdown,
 from medtrain.sampling import Split
 from medtrain.wording import listed
 
-HEAD = ("member", "accuracy", "recall", "precision", "F1", "images", "split", "duplicates across", "epochs", "note")
+SCORES = {"accuracy": "accuracy", "recall": "recall_macro", "precision": "precision_macro", "F1": "f1_macro",
+          "AUROC": "auroc", "sensitivity": "sensitivity", "specificity": "specificity"}  # fmt: skip
+LIMITS = ("accuracy_low", "accuracy_high", "f1_macro_low", "f1_macro_high")
+OF_POSITIVE = ("sensitivity", "specificity")
+BRACKETS = (
+    f"In brackets: 95 % bootstrap intervals of {metrics.RESAMPLES} resamplings of the test images, which take "
+    "near-duplicates for independent images."
+)
+ABOUT = ("images", "split", "duplicates across", "epochs", "note")
 ENSEMBLES = ("Ensemble, accuracy weights", "Ensemble, equal weights", "Ensemble, log-loss weights")
 LONG = ("accuracy", "recall_macro", "precision_macro", "f1_macro", "recall_weighted", "precision_weighted",
-        "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss")  # fmt: skip
+        "f1_weighted", "recall_positive", "precision_positive", "f1_positive", "log_loss", "auroc", "sensitivity",
+        "specificity", *LIMITS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,15 @@ class Line:
     rows: Sequence[CaseRow]
     epochs: str = ""
     note: str = ""
+    positive: int | None = None
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """All scores; empty where there are no rows."""
-        return metrics.summarize(*metrics.arrays(self.rows)) if self.rows else {}
+        """All scores and the intervals of two; empty where there are no rows."""
+        if not self.rows:
+            return {}
+        target, probs = metrics.arrays(self.rows)
+        return metrics.summarize(target, probs, self.positive) | metrics.intervals(target, probs)
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class CancerTable:
     split: str
     leaked: int
     classes: list[str]
+    positive: str  # the name of the positive class, "" where there are more than two
 
 
 def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) -> int:
@@ -130,7 +145,10 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
         base += _baseline_rows(cache, recipe, split)
     lines += _joined(together, missing)
     lines.append(Line(baseline.NAME, base))
-    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes)
+    positive = choose_positive(classes, next((r.data.positive for r in recipes if r.data.positive), ""))
+    lines = [replace(line, positive=positive) for line in lines]
+    named = "" if positive is None else classes[positive]
+    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes, named)
 
 
 def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:
@@ -211,26 +229,46 @@ def _baseline_rows(cache: ImageCache, recipe: ClsRecipe, split: Split) -> list[C
             for case, s in zip(split.test, scores, strict=True)]  # fmt: skip
 
 
-def _cells(line: Line, table: CancerTable) -> list[str]:
-    scores = line.scores
-    names = ("accuracy", "recall_macro", "precision_macro", "f1_macro")
-    values = [f"{scores[name]:.3f}" if scores else "–" for name in names]
-    return [line.member, *values, str(len(line.rows)) if scores else "–", table.split, str(table.leaked), line.epochs,
-            line.note]  # fmt: skip
+def _about(line: Line, table: CancerTable) -> list[str]:
+    """The cells under ABOUT."""
+    return [str(len(line.rows)) if line.rows else "–", table.split, str(table.leaked), line.epochs, line.note]
+
+
+def _cells(line: Line, names: Iterable[str]) -> list[str]:
+    """Scores for people; a dash where there is none."""
+    return [f"{line.scores[name]:.3f}" if name in line.scores else "–" for name in names]
+
+
+def _bracketed(scores: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    """Scores as 0.855 (0.77–0.93) where there is an interval."""
+    cells = []
+    for name in names:
+        low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+        interval = "" if low is None else f" ({low:.2f}–{high:.2f})"
+        cells.append(f"{scores[name]:.3f}{interval}" if name in scores else "–")
+    return cells
+
+
+def _rules(table: CancerTable) -> str:
+    """What the columns of a cancer's table mean."""
+    area = f"of {table.positive}" if table.positive else "the mean of each class against all others"
+    rules = (
+        f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes, AUROC is {area}. "
+        f"{BRACKETS} 'duplicates across': test images with a near-duplicate among the training images."
+    )
+    if table.positive:
+        rules += f" Sensitivity and specificity at 0.5, and 'positive' in table.csv, are of {table.positive}."
+    return rules
 
 
 def _write_cancer(place: Path, table: CancerTable, foot: Sequence[str], published: Sequence[Published]) -> None:
-    rules = (
-        f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes. 'duplicates across': "
-        "test images with a near-duplicate among the training images."
-    )
-    if len(table.classes) == 2:
-        rules += f" In table.csv, 'positive' is {table.classes[1]}."
-    write_text(place / "table.md", to_markdown([HEAD, *(_cells(line, table) for line in table.lines)], [rules, *foot]))
-    long = [["member", *LONG, "images", "split", "duplicates across", "epochs", "note"]]
+    shown = {head: name for head, name in SCORES.items() if table.positive or name not in OF_POSITIVE}
+    lines = [[line.member, *_bracketed(line.scores, shown.values()), *_about(line, table)] for line in table.lines]
+    write_text(place / "table.md", to_markdown([("member", *shown, *ABOUT), *lines], [_rules(table), *foot]))
+    long = [["member", *LONG, "positive", *ABOUT]]
     for line in table.lines:
         values = [f"{line.scores[name]:.6f}" if name in line.scores else "" for name in LONG]
-        long.append([line.member, *values, str(len(line.rows)), table.split, str(table.leaked), line.epochs, line.note])
+        long.append([line.member, *values, table.positive, str(len(line.rows)), *_about(line, table)[1:]])
     write_text(place / "table.csv", to_csv(long))
     write_rows(place / "cases.csv", [row for line in table.lines for row in line.rows])
     for line in table.lines:
@@ -262,15 +300,17 @@ def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[
     members = list(dict.fromkeys(line.member for line in shown))
     head = ["accuracy on test images", *(table.cancer for table in tables)]
     found = [{line.member: line.scores for line in table.lines} for table in tables]
-    lines = [[m, *(f"{f[m]['accuracy']:.3f}" if f.get(m) else "–" for f in found)] for m in members]
+    lines = [[m, *(_bracketed(f.get(m, {}), ["accuracy"])[0] for f in found)] for m in members]
     lines.append(["test images", *(str(max(len(line.rows) for line in table.lines)) for table in tables)])
     lines.append(["with a near-duplicate in training", *(str(table.leaked) for table in tables)])
-    long = [["cancer", "member", *HEAD[1:]]]
-    long += [[table.cancer, *_cells(line, table)] for table in tables for line in table.lines]
+    long = [["cancer", "member", *SCORES, *LIMITS, "positive", *ABOUT]]
+    names = (*SCORES.values(), *LIMITS)
+    long += [[table.cancer, line.member, *_cells(line, names), table.positive, *_about(line, table)]
+             for table in tables for line in table.lines]  # fmt: skip
     splits = ", ".join(dict.fromkeys(table.split for table in tables))
     rules = (
         f"Split by {splits}. Each cancer's own table with recall, precision and F1 is in tables/. Ensemble "
-        "weights come from validation images."
+        f"weights come from validation images. {BRACKETS}"
     )
     failed = [f"{t.cancer}: {line.member} {line.note}." for t in tables for line in t.lines if not line.rows]
     notes = [rules, *foot, *failed]

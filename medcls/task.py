@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from medcls import backbones, figures, metrics
+from medcls import backbones, figures, images, metrics
 from medcls.augment import Augment, ImageSource
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
+from medcls.positive import choose_positive
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
+from medtrain.cache import check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.image_cache import ImageCache
@@ -63,13 +66,16 @@ class ClsTask:
     best_by = "accuracy"
 
     def __init__(self, recipe: ClsRecipe, cache: ImageCache):
+        check_preparation(cache.path, cache.preparation, images.VERSION)
         self.recipe, self.cache = recipe, cache
         self.cancer = choose_cancer(cache, recipe.data.cancer)
-        images, targets, self.classes = select(cache, self.cancer)
-        self._index = {cache.ids[n]: int(n) for n in images}
-        self._target = {cache.ids[n]: int(target) for n, target in zip(images, targets, strict=True)}
+        chosen, targets, self.classes = select(cache, self.cancer)
+        self.positive = choose_positive(self.classes, recipe.data.positive)
+        self._index = {cache.ids[n]: int(n) for n in chosen}
+        self._target = {cache.ids[n]: int(target) for n, target in zip(chosen, targets, strict=True)}
         self.split: Split = make_split(cache, recipe.data)
         self.weights = backbones.weights_file(recipe.model)
+        self.class_weights_K = self._class_weights() if recipe.data.balance == "loss" else None
         self.mean, self.std = backbones.normalisation(recipe.model.name)
 
     def build_model(self) -> nn.Module:
@@ -84,13 +90,31 @@ class ClsTask:
         return backbones.parameter_groups(model, self.recipe)
 
     def loss(self, outputs: torch.Tensor, batch: ImageBatch) -> torch.Tensor:
-        """Mean cross-entropy with label smoothing; of a mixed image, its own and its partner's by their shares."""
+        """Mean cross-entropy with label smoothing; of a mixed image, its own and its partner's by their shares.
+
+        Balanced, class k of the smoothed and mixed target t counts w_k times: the loss of an image is
+        -sum_k w_k t_k log p_k. The mean is over images, as torch's for soft targets, and not over their weights: these
+        are 1 on average over the training images, and the loss stays the same on any number of ranks.
+        """
         target_B = batch.target_B
+        if self.class_weights_K is not None:
+            self.class_weights_K = self.class_weights_K.to(outputs.device)  # moves once
         own, other = (
-            functional.cross_entropy(outputs, target, reduction="none", label_smoothing=self.recipe.smoothing)
+            functional.cross_entropy(outputs, target, self.class_weights_K, reduction="none",
+                                     label_smoothing=self.recipe.smoothing)
             for target in (target_B, target_B[partners(len(target_B), target_B.device)])
-        )
+        )  # fmt: skip
         return (batch.mix_B * own + (1 - batch.mix_B) * other).mean()
+
+    def _class_weights(self) -> torch.Tensor:
+        """(K,) float32: training images / (classes x those of the class); raises UserError where a class has none."""
+        targets = np.array([self._target[case] for case in self.split.train])
+        lacking = sorted(set(range(len(self.classes))) - set(targets.tolist()))
+        if lacking:  # its files lie under another class, too
+            name = self.classes[lacking[0]]
+            raise UserError(f"{self.cache.path} has no training image of class {name}: --set data.balance=none.")
+        weights = compute_class_weight("balanced", classes=np.arange(len(self.classes)), y=targets)
+        return torch.from_numpy(weights).float()
 
     def predictions(
         self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
@@ -108,9 +132,9 @@ class ClsTask:
         return metrics.row_scores(self._target[case], prediction, self.classes)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Accuracy, macro F1, log-loss; then macro precision and recall, and those of the positive class of two."""
-        scores = metrics.summarize(*metrics.arrays(rows))
-        first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss")}
+        """Accuracy, macro F1, log-loss, AUROC; then macro precision and recall, and those of the positive class."""
+        scores = metrics.summarize(*metrics.arrays(rows), self.positive)
+        first = {name: scores[name] for name in ("accuracy", "f1_macro", "log_loss", "auroc") if name in scores}
         return first | {name: value for name, value in scores.items() if not name.endswith("_weighted")}
 
     def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
@@ -160,7 +184,8 @@ class ClsTask:
 
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
-        return {"cancer": self.cancer, "split": self.recipe.data.split, "leaked": self.leaked()}
+        name = "" if self.positive is None else self.classes[self.positive]
+        return {"cancer": self.cancer, "positive": name, "split": self.recipe.data.split, "leaked": self.leaked()}
 
     def case_of(self, epoch: int, index: int) -> str:
         """Which training image a sample is."""

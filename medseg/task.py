@@ -15,8 +15,9 @@ from medseg.figures import overlay
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
 from medseg.msd import CHANNELS, patient_of
+from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
-from medtrain.cache import Cache
+from medtrain.cache import Cache, check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.results import CaseRow, means
@@ -30,6 +31,7 @@ class SegTask:
     best_by = "mean"
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
+        check_preparation(cache.path, cache.preparation, Preparation().version)
         self.recipe, self.cache = recipe, cache
         cache.verifying = recipe.data.verify
         try:

@@ -259,6 +259,14 @@ def kind_of(path: Path) -> str:
         return str(hdf5.attribute(file, "kind"))
 
 
+def check_preparation(path: Path, preparation: Mapping[str, Any], version: int) -> None:
+    """Refuse data that were prepared by other arithmetic than this program's `version`; raises UserError."""
+    found = preparation.get("version")
+    if found != version:
+        words = f"version {shown(found, 20)}, this program needs {version}"
+        raise UserError(f"{path} was prepared by another version of this program ({words}): prepare it again.")
+
+
 def open_file(path: Path, kind: str | None = None) -> Any:
     """The HDF5 file of a cache of that kind, read-only; raises UserError."""
     remedy = "make it with `python launch/prepare.py`."

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,10 +101,12 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     assert {row.part for row in rows} == {"test"}
     for name, line in lines.items():
         mine = [row for row in rows if row.member == name]
-        scores = metrics.summarize(*metrics.arrays(mine))
+        scores = metrics.summarize(*metrics.arrays(mine), 1)
+        assert line["positive"] == "oral_scc"
         assert line["images"] == str(len(mine))
         assert float(line["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-6)
-        assert float(line["f1_positive"]) == pytest.approx(scores["f1_positive"], abs=1e-6)
+        for score in ("f1_positive", "auroc", "sensitivity", "specificity"):
+            assert float(line[score]) == pytest.approx(scores[score], abs=1e-6)
         assert (line["split"], line["duplicates across"]) == ("group", "0")
         counts = read(place / "tables" / "oral_cancer" / f"confusion_{slug(name)}.csv")
         assert sum(int(v) for row in counts for key, v in row.items() if key.startswith("oral")) == len(mine)
@@ -111,6 +114,35 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     text = (place / "tables" / "oral_cancer" / "table.md").read_text()
     assert "| member" in text
     assert "macro means over classes" in text
+    assert "AUROC is of oral_scc" in text
+    assert "sensitivity" in text.splitlines()[0]
+    good = next(line for line in text.splitlines() if line.startswith("| good"))
+    assert f"{float(lines['good']['auroc']):.3f}" in good
+    fair = next(line for line in text.splitlines() if line.startswith("| fair"))
+    for score in ("accuracy", "f1_macro"):
+        low, value, high = (float(lines["fair"][f"{score}{end}"]) for end in ("_low", "", "_high"))
+        assert low <= value <= high
+        assert low < high
+        assert f"| {value:.3f} ({low:.2f}–{high:.2f}) |" in fair
+    brain = (place / "tables" / "brain_cancer" / "table.md").read_text()
+    assert "AUROC is the mean of each class" in brain
+    assert "sensitivity" not in brain.splitlines()[0]
+    assert {line["sensitivity"] for line in read(place / "tables" / "brain_cancer" / "table.csv")} == {""}
+
+
+def test_a_class_absent_from_the_test_part(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+    cache = ImageCache(image_cache)
+    for cancer in cache.cancers:
+        sweep = tmp_path / slug(cancer)
+        member = fake_run(sweep, cache, tiny_images(f"data.cancer={cancer}"), 1.0, 0)
+        path = sweep / member["folder"] / "cases.csv"
+        write_rows(path, [row for row in read_rows(path) if row.part == "val" or row.scores["target"] != 0])
+        table.finish(sweep, cache, [member])
+        line = read(sweep / "tables" / slug(cancer) / "table.csv")[0]
+        assert line["auroc"] == line["specificity"] == ""
+        assert float(line["accuracy"]) >= 0
+        text = (sweep / "tables" / slug(cancer) / "table.md").read_text().splitlines()
+        assert " – |" in text[2]
 
 
 def test_ensembles_are_weighted_by_validation_and_not_by_test(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
@@ -146,9 +178,13 @@ def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]])
     table.finish(place, cache, members)
     overview = (place / "table.md").read_text()
     assert overview.splitlines()[0].split("|")[2].strip() == "Brain Cancer"
-    good = next(line for line in overview.splitlines() if line.startswith("| good "))
-    scores = {line["cancer"]: line["accuracy"] for line in read(place / "table.csv") if line["member"] == "good"}
-    assert [cell.strip() for cell in good.split("|")[2:-1]] == [scores["Brain Cancer"], scores["Oral Cancer"]]
+    fair = next(line for line in overview.splitlines() if line.startswith("| fair "))
+    scores = {line["cancer"]: line for line in read(place / "table.csv") if line["member"] == "fair"}
+    for cell, cancer in zip(fair.split("|")[2:-1], ("Brain Cancer", "Oral Cancer"), strict=True):
+        low, value, high = (float(scores[cancer][f"accuracy{end}"]) for end in ("_low", "", "_high"))
+        found = re.findall(r"[\d.]+", cell)
+        assert float(found[0]) == value
+        assert [float(v) for v in found[1:]] == pytest.approx([low, high], abs=0.0056)
     assert "with a copy in training" in overview  # the audit
     long = read(place / "table.csv")
     assert {line["cancer"] for line in long} == {"Brain Cancer", "Oral Cancer"}
@@ -156,6 +192,19 @@ def test_overview_audit_and_all_rows(sweep: tuple[Path, ImageCache, list[dict]])
     assert len(read(place / "audit.csv")) == 2
     assert {row.member.split(": ")[1] for row in read_rows(place / "cases.csv")} >= {"good", NAME}
     assert imread(place / "tables" / "brain_cancer" / "accuracy.png").std() > 0.05
+
+
+def test_the_positive_class_may_be_the_first(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+    cache = ImageCache(image_cache)
+    recipe = tiny_images("data.positive=oral_normal")
+    table.finish(tmp_path, cache, [fake_run(tmp_path, cache, recipe, 1.0, 0)])
+    place = tmp_path / "tables" / "oral_cancer"
+    line = read(place / "table.csv")[0]
+    rows = [row for row in read_rows(place / "cases.csv") if row.member == recipe.name]
+    found = [row.scores["correct"] for row in rows if row.scores["target"] == 0]
+    assert line["positive"] == "oral_normal"
+    assert float(line["recall_positive"]) == pytest.approx(np.mean(found), abs=1e-6)
+    assert "are of oral_normal" in (place / "table.md").read_text()
 
 
 def test_a_failed_member_is_a_row_with_its_reason(sweep: tuple[Path, ImageCache, list[dict]]) -> None:

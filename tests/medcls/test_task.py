@@ -72,6 +72,56 @@ def test_the_loss_is_cross_entropy_of_the_shares(image_cache: Path, tiny_images:
         assert task.loss(logits, plain).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def uneven(image_cache: Path) -> ImageCache:
+    """Of oral_normal 12 images are left, of oral_scc 20."""
+    cache = ImageCache(image_cache)
+    number = cache.classes.index(("Oral Cancer", "oral_normal"))
+    gone = np.flatnonzero(cache.target == number)[:8]
+    cache.target = cache.target.copy()
+    cache.target[gone] = 0  # now of another cancer
+    return cache
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_balanced_loss_is_torchs_weighted_cross_entropy(
+    smoothing: float, image_cache: Path, tiny_images: Tiny
+) -> None:
+    task = ClsTask(tiny_images("data.balance=loss", f"smoothing={smoothing}"), uneven(image_cache))
+    counts = np.bincount([task._target[case] for case in task.split.train])
+    assert counts[0] < counts[1]
+    weights = torch.tensor(counts.sum() / (2 * counts)).float()
+    assert weights[0] > 1 > weights[1]
+    logits, target = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+    mix = torch.tensor([0.7, 0.6, 1.0, 0.9, 0.8])
+    one_hot = functional.one_hot(target, 2).float()
+    soft = mix[:, None] * one_hot + (1 - mix[:, None]) * one_hot[[1, 0, 3, 2, 4]]
+    mixing = ImageBatch(torch.zeros(5, 3, 2, 2), target, mix, torch.zeros(5, 2))
+    # for soft targets torch divides by the number of images
+    wanted = functional.cross_entropy(logits, soft, weights, label_smoothing=smoothing)
+    assert task.loss(logits, mixing).item() == pytest.approx(wanted.item(), rel=1e-5)
+    plain = ImageBatch(torch.zeros(5, 3, 2, 2), target, torch.ones(5), torch.zeros(5, 2))
+    each = functional.cross_entropy(logits, target, weights, label_smoothing=smoothing, reduction="none")
+    assert task.loss(logits, plain).item() == pytest.approx(each.mean().item(), rel=1e-5)
+    # shares of a batch give the mean of their losses
+    halves = [ImageBatch(*(getattr(plain, name)[part] for name in ("image_BCHW", "target_B", "mix_B", "key_B2")))
+              for part in (slice(0, 2), slice(2, 4))]  # fmt: skip
+    four = ImageBatch(torch.zeros(4, 3, 2, 2), target[:4], torch.ones(4), torch.zeros(4, 2))
+    parts = [task.loss(logits[at], half).item() for at, half in zip((slice(0, 2), slice(2, 4)), halves, strict=True)]
+    assert np.mean(parts) == pytest.approx(task.loss(logits[:4], four).item(), rel=1e-5)
+
+
+def test_balance_is_off_by_default_and_is_part_of_the_signature(image_cache: Path, tiny_images: Tiny) -> None:
+    assert ClsTask(tiny_images(), uneven(image_cache)).class_weights_K is None
+    assert tiny_images("data.balance=loss").signature != tiny_images().signature
+    cache = ImageCache(image_cache)
+    task = ClsTask(tiny_images(), cache)
+    task._target = dict.fromkeys(task._target, 1)
+    with pytest.raises(UserError, match="no training image of class oral_normal"):
+        task._class_weights()
+    with pytest.raises(UserError, match="one of none, loss"):
+        tiny_images("data.balance=sampler")
+
+
 def test_predictions_come_once_and_in_order(image_cache: Path, tiny_images: Tiny) -> None:
     task = ClsTask(tiny_images("evaluate.batch=8"), ImageCache(image_cache))
 

@@ -35,6 +35,7 @@ def test_a_run_folder_is_whole_and_loads_into_plain_timm(image_cache: Path, tiny
     done = run(tiny_images("optim.ema=0.9"), image_cache, tmp_path / "run")
     assert done["cancer"] == "Oral Cancer"
     assert done["split"] == "group"
+    assert done["positive"] == "oral_scc"
     assert done["leaked"] == 0
     content = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
     assert content["classes"] == ["oral_normal", "oral_scc"]
@@ -45,7 +46,8 @@ def test_a_run_folder_is_whole_and_loads_into_plain_timm(image_cache: Path, tiny
     assert [row.case for row in rows] == split["val"] + split["test"]
     test = [row for row in rows if row.part == "test"]
     assert done["scores"]["accuracy"] == pytest.approx(summarize(*arrays(test))["accuracy"])
-    assert {"val/accuracy", "val/f1_macro", "val/log_loss", "train/loss"} <= {
+    assert {"auroc", "sensitivity", "specificity"} <= set(done["scores"])
+    assert {"val/accuracy", "val/f1_macro", "val/log_loss", "val/auroc", "val/sensitivity", "train/loss"} <= {
         key for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)
     }
 

@@ -17,7 +17,9 @@ from conftest import TINY, TINY_IMAGES
 from hostile import png
 from launch_helpers import ROOT, run_main
 
+from medcls import images
 from medcls.task import ClsTask
+from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medseg.task import SegTask
 from medtrain import cache as volumes
@@ -140,7 +142,8 @@ def test_ten_thousand_cases(tiny: Callable[..., SegRecipe], tmp_path: Path) -> N
     labels = {"name": "msd", "edema": 1, "core": 2, "enhancing": 3}
     channels = ["FLAIR", "T1w", "T1Gd", "T2w"]
     began, before = time.monotonic(), peak_mb()
-    volumes.assemble(tmp_path / "c.h5", parts, channels=channels, labels=labels, spacing_mm=0, preparation={})
+    volumes.assemble(tmp_path / "c.h5", parts, channels=channels, labels=labels, spacing_mm=0,
+                     preparation={"version": Preparation().version})  # fmt: skip
     written = time.monotonic()
     task = SegTask(tiny("data.crop=8,8,8", "data.val_fraction=0.2", "train.batch=4"), Cache(tmp_path / "c.h5"))
     assert (len(task.split.train), len(task.split.val)) == (8000, 2000)
@@ -166,7 +169,8 @@ def test_ten_thousand_images(tiny_images: Callable[..., Any], tmp_path: Path) ->
     began, before = time.monotonic(), peak_mb()
     write_images(tmp_path / "c.h5", [Images(encoded, paths, columns)], size=sum(map(len, encoded)),
                  groups=np.arange(count), classes=[("Oral Cancer", "a"), ("Oral Cancer", "b")],
-                 facts={"bad": [], "conflicts": [], "files": count}, preparation={"version": 1})  # fmt: skip
+                 facts={"bad": [], "conflicts": [], "files": count},
+                 preparation={"version": images.VERSION})  # fmt: skip
     task = ClsTask(tiny_images(), ImageCache(tmp_path / "c.h5"))
     assert sum(map(len, (task.split.train, task.split.val, task.split.test))) == count
     import torch
