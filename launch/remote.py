@@ -261,16 +261,24 @@ def _print_dry(jobs: Jobs, out: Path) -> None:
         print(f"# ---- {array.name}\n{submit.text(jobs.cluster, array, out / 'jobs', out / 'code' / 'NOW', after)}")
 
 
-def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
-    """Submit in order, noting each array at once, so that a crash in between loses no job."""
+def packages() -> dict[str, Path]:
+    """Every package of this program by its import name, with its folder: what one of them imports must be copied, too,
+    or a job would take it from the checkout as it is by then.
+    """
     import medcls
+    import medkernels
     import medlaunch
     import medseg
     import medslurm
     import medtrain
 
-    packages = {m.__name__: Path(next(iter(m.__path__))) for m in (medtrain, medseg, medcls, medlaunch, medslurm)}
-    code = snapshot.take(out / "code", packages)
+    modules = (medtrain, medseg, medcls, medlaunch, medslurm, medkernels)
+    return {module.__name__: Path(next(iter(module.__path__))) for module in modules}
+
+
+def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
+    """Submit in order, noting each array at once, so that a crash in between loses no job."""
+    code = snapshot.take(out / "code", packages())
     folder, cluster = out / "jobs", jobs.cluster
     old = latest(submitted, "finish").get("")
 

@@ -79,6 +79,7 @@ def test_an_array_is_throttled_and_edits_after_submission_change_nothing(sweeps:
         ("medcls",) * 2,
         ("launch", "medlaunch"),
         ("slurm", "medslurm"),
+        ("kernels", "medkernels"),
     ):
         shutil.copytree(ROOT / folder, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path / "sweep"
