@@ -1,6 +1,7 @@
 """What a job runs: small callables that can be pickled; heavy imports come inside."""
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,13 +54,17 @@ class PrepareJob:
 
 @dataclass
 class TrainJob:
-    """Train one member, on every process of the job. On SLURM it saves and is requeued when it is warned."""
+    """Train one member, on every process of the job. On SLURM it saves and is requeued when it is warned.
+
+    `time_s` is the job's time limit, `gpus` how many it was given on each node: with any it does not train on a CPU.
+    """
 
     recipe: str  # JSON
     cache: str
     out: str
     signal_s: int = 120
-    time_s: int = 0  # the job's time limit
+    time_s: int = 0
+    gpus: int = 0
 
     def __call__(self) -> dict[str, Any]:
         from medslurm.job import this_job
@@ -81,6 +86,7 @@ class TrainJob:
         failed = Path(self.out) / "failed.json"
         try:
             failed.unlink(missing_ok=True)
+            check_gpus(self.gpus)
             return run(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), Path(self.out), stop)
         except Stopped:
             raise
@@ -117,6 +123,13 @@ class TrainJob:
                     time.sleep(SIGNALS_S)
                 job.leave(warned.told)
             raise
+
+
+def check_gpus(asked: int) -> None:
+    """Raise UserError where this node can use none of the GPUs that the job asked for."""
+    from medtrain.distributed import demand_gpus
+
+    demand_gpus(asked, os.environ.get("SLURMD_NODENAME", "") or socket.gethostname())
 
 
 def check_some(door: Any, recipes: Sequence[Any], cache: Any, weights: str) -> None:
@@ -215,11 +228,12 @@ def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
 @dataclass
 class FinishJob:
     """Make ensemble, tables and figures of a sweep folder; returns how many members are missing, and leaves
-    finish.json.
+    finish.json. Where it was given `gpus` it does not work on a CPU.
     """
 
     sweep: str
     weights: str
+    gpus: int = 0
 
     def __call__(self) -> int:
         from medlaunch.options import DOORS
@@ -243,6 +257,7 @@ class FinishJob:
             if job:
                 settle(sweep, plan)
                 unprepared(sweep)
+            check_gpus(self.gpus)
             missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
             write_json(path, {**about, "status": "done", "missing": missing})
             return missing

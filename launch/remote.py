@@ -87,14 +87,17 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
         mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
                 if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
         if mine:
-            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s)
+            array = Array(f"{name}-{recipe_name}", [], cluster.time, cluster.partition, request.nodes,
+                          request.processes, throttle=cluster.throttle)  # fmt: skip
+            gpus = array.gpus_per_node(cluster)
+            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
                      for r, f in mine]  # fmt: skip
-            arrays.append(Array(f"{name}-{recipe_name}", calls, cluster.time, cluster.partition, request.nodes,
-                                request.processes, throttle=cluster.throttle))  # fmt: skip
+            arrays.append(replace(array, calls=calls))
     before = Array(f"{name}-prepare", [PrepareJob(str(out))], cluster.cpu_time or cluster.time,
                    cluster.cpu_partition or cluster.partition, gpus=False)  # fmt: skip
-    last = Array(f"{name}-finish", [FinishJob(str(out), request.weights)], cluster.time, cluster.partition)
-    return Jobs(cluster, before if prepare else None, arrays, last)
+    last = Array(f"{name}-finish", [], cluster.time, cluster.partition)
+    final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))
+    return Jobs(cluster, before if prepare else None, arrays, replace(last, calls=[final]))
 
 
 def table(jobs: Jobs) -> str:

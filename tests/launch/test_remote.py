@@ -73,6 +73,22 @@ def test_one_array_a_recipe_and_a_final_job_after_all(slurm: Path, phantoms: Pat
     assert (out / "jobs").stat().st_mode & 0o777 == 0o700  # it holds pickles
 
 
+def test_jobs_know_how_many_gpus_they_were_given(slurm: Path, phantoms: Path, tmp_path: Path) -> None:
+    from medlaunch.plan import read_plan, read_recipes
+    from medlaunch.remote import make_jobs
+    from medslurm.cluster import Cluster
+
+    extra = ("--processes", 2, "--set", "train.batch=2")
+    assert run_main(*words(slurm, phantoms, tmp_path / "s", *extra)) == 0
+    plan = read_plan(tmp_path / "s")
+    for gpus_per_node, wanted in ((4, [2, 2, 1]), (0, [0, 0, 0])):
+        lab = Cluster(name="lab", gpus_per_node=gpus_per_node)
+        made = make_jobs(tmp_path / "s", plan, read_recipes(plan, tmp_path / "s"),
+                         {member["folder"] for member in plan["members"]}, lab, prepare=True)  # fmt: skip
+        asked = [(array.calls[0].gpus, array.gpus_per_node(lab)) for array in made.all[1:]]  # type: ignore[attr-defined]
+        assert asked == [(number, number) for number in wanted]
+
+
 def test_a_plan_over_the_budget_is_refused(
     slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
