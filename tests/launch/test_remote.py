@@ -89,6 +89,29 @@ def test_jobs_know_how_many_gpus_they_were_given(slurm: Path, phantoms: Path, tm
         assert asked == [(number, number) for number in wanted]
 
 
+def test_files_that_recipes_name_are_found_by_jobs_and_looked_at_before_anything_is_submitted(
+    slurm: Path, phantoms: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for data, sweep, name in ((phantoms, "brats_demo", "s"), (pictures, "multicancer_demo", "t")):
+        typed = words(slurm, data, tmp_path / name, "--set", "train.deepspeed=ds.json", sweep=sweep)
+        for content, told in ((None, "can not be read as JSON (No such file"), ("{", "can not be read as JSON"),
+                              ("[]", "holds no settings of DeepSpeed")):  # fmt: skip
+            if content is not None:
+                (tmp_path / "ds.json").write_text(content)
+            assert run_main(*typed) == 2
+            error = capsys.readouterr().err
+            assert f"error: {tmp_path}/ds.json {told}" in error
+            assert error.count("\n") == 1
+            assert not (tmp_path / name).exists()
+        (tmp_path / "ds.json").write_text("{}")
+        assert run_main(*typed) == 0
+        plan = json.loads((tmp_path / name / "plan.json").read_text())
+        assert {m["settings"]["train"]["deepspeed"] for m in plan["members"]} == {f"{tmp_path}/ds.json"}
+        (tmp_path / "ds.json").unlink()
+
+
 def test_a_plan_over_the_budget_is_refused(
     slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
