@@ -10,7 +10,7 @@ from typing import Any
 
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
-from medlaunch.options import find_sweep
+from medlaunch.options import DOORS, find_sweep
 from medlaunch.plan import PLAN, Request, make_plan, read_plan, read_recipes, read_request, write_plan
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
 from medslurm import commands, snapshot, submit
@@ -93,9 +93,11 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
             calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
                      for r, f in mine]  # fmt: skip
             arrays.append(replace(array, calls=calls))
-    before = Array(f"{name}-prepare", [PrepareJob(str(out))], cluster.cpu_time or cluster.time,
-                   cluster.cpu_partition or cluster.partition, gpus=False)  # fmt: skip
-    last = Array(f"{name}-finish", [], cluster.time, cluster.partition)
+    without = {"time": cluster.cpu_time or cluster.time, "partition": cluster.cpu_partition or cluster.partition}
+    before = Array(f"{name}-prepare", [PrepareJob(str(out))], **without, gpus=False)
+    last = Array(f"{name}-finish", [], **without, gpus=False)
+    if DOORS[plan["task"]].FINISH_ON_GPU:
+        last = Array(last.name, [], cluster.time, cluster.partition)
     final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))
     return Jobs(cluster, before if prepare else None, arrays, replace(last, calls=[final]))
 

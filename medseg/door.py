@@ -18,9 +18,11 @@ TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
+FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",
-           "expand", "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
+           "check_early", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
+           "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":

@@ -169,9 +169,23 @@ def test_images_have_an_array_a_network_with_a_task_a_cancer(slurm: Path, pictur
     plan = json.loads((out / "plan.json").read_text())
     assert [member["settings"]["data"]["cancer"] for member in plan["members"]] == [
         "Brain Cancer", "Brain Cancer", "Oral Cancer", "Oral Cancer"]  # fmt: skip
+    scripts = fake_slurm.scripts(slurm)
+    assert ["--gres=gpu:1" in script for script in scripts] == [False, True, True, False]  # tables need no GPU
     assert run_main(*words(slurm, pictures, tmp_path / "t", "--folds", 3, "--seeds", 2, sweep="multicancer_demo")) == 0
     assert [job["job"] for job in jobs(tmp_path / "t")][-1] == "109"
     assert len(jobs(tmp_path / "t")) == 1 + 2 * 4 * 3 * 2 + 1
+
+
+def test_the_final_job_of_images_goes_where_the_data_is_prepared_and_costs_no_gpu(
+    slurm: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(slurm / "clusters.toml", "a") as file:
+        file.write('cpu_partition = "cpu"\ncpu_time = "00:30:00"\n')
+    asked = words(slurm, pictures, tmp_path / "s", "--models", "vgg19", "--max-gpu-hours", 4, sweep="multicancer_demo")
+    assert run_main(*asked) == 0  # two members of two hours
+    assert "2 members, at most 4 GPU-hours" in capsys.readouterr().out
+    scripts = fake_slurm.scripts(slurm)
+    assert ["--partition=cpu\n" in script and "--time=30\n" in script for script in scripts] == [True, False, True]
 
 
 def test_refusals(
