@@ -86,7 +86,7 @@ def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
     if train.zero and any(group["frozen_epochs"] for group in groups):
         raise UserError(
-            f"train.zero={train.zero} can not release weights later: --set finetune.frozen_epochs=0 or train.zero=0."
+            f"train.zero={train.zero} can not release weights later: --set finetune.freeze_epochs=0 or train.zero=0."
         )
 
 
