@@ -1,6 +1,7 @@
 """What a job runs: small callables that can be pickled; heavy imports come inside."""
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,13 +54,17 @@ class PrepareJob:
 
 @dataclass
 class TrainJob:
-    """Train one member, on every process of the job. On SLURM it saves and is requeued when it is warned."""
+    """Train one member, on every process of the job. On SLURM it saves and is requeued when it is warned.
+
+    `time_s` is the job's time limit, `gpus` how many it was given on each node: with any it does not train on a CPU.
+    """
 
     recipe: str  # JSON
     cache: str
     out: str
     signal_s: int = 120
-    time_s: int = 0  # the job's time limit
+    time_s: int = 0
+    gpus: int = 0
 
     def __call__(self) -> dict[str, Any]:
         from medslurm.job import this_job
@@ -73,16 +78,25 @@ class TrainJob:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         return self._train()
 
-    def _train(self, stop: Any = None) -> dict[str, Any]:
+    def _train(self, stop: Any = None, job: "ThisJob | None" = None) -> dict[str, Any]:
         from medlaunch.options import read_recipe
-        from medlaunch.train import run
+        from medlaunch.train import held, is_rank_0, train
         from medtrain.errors import Stopped
+        from medtrain.lock import InUseError
 
-        failed = Path(self.out) / "failed.json"
+        out = Path(self.out)
+        failed = out / "failed.json"
+        before = modified(failed)
         try:
-            failed.unlink(missing_ok=True)
-            return run(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), Path(self.out), stop)
-        except Stopped:
+            with held(out, f"SLURM job {job.raw}" if job else ""):  # the number stays when it is requeued
+                if is_rank_0():
+                    if modified(failed) == before:  # else it is of another rank of this start
+                        failed.unlink(missing_ok=True)
+                    if job:
+                        note_start(out, job)
+                check_gpus(self.gpus)
+                return train(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), out, stop)
+        except (Stopped, InUseError):  # the latter is no word on the run that is going on there
             raise
         except Exception as error:
             if stop is None or not stop():  # what breaks while the job is being taken away is no fault of the member
@@ -107,16 +121,29 @@ class TrainJob:
         shown = devices.split(",")
         own = shown[job.local_rank if job.local_rank < len(shown) else 0] or "none"
         print(f"rank {job.rank} of {job.world} on {job.node}: GPU {own} of CUDA_VISIBLE_DEVICES={devices}", flush=True)
-        if job.is_main:
-            note_start(out, job)
         try:
-            return self._train(warned)
+            return self._train(warned, job)
         except Exception as error:
             if isinstance(error, Stopped) or warned():
                 if job.is_main and not warned.told:  # another rank was told first, with the same signal
                     time.sleep(SIGNALS_S)
                 job.leave(warned.told)
             raise
+
+
+def modified(path: Path) -> int:
+    """When a file was written last, in nanoseconds; 0 where it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def check_gpus(asked: int) -> None:
+    """Raise UserError where this node can use none of the GPUs that the job asked for."""
+    from medtrain.distributed import demand_gpus
+
+    demand_gpus(asked, os.environ.get("SLURMD_NODENAME", "") or socket.gethostname())
 
 
 def check_some(door: Any, recipes: Sequence[Any], cache: Any, weights: str) -> None:
@@ -208,6 +235,8 @@ def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
         return
     told = read_json(out / "status.json") if (out / "status.json").is_file() else {"step": 0, "phase": "train"}
     path = out / "job.json"
+    if not path.is_file():  # it still waits for the folder
+        return
     about = read_json(path)
     write_json(path, {**about, "stuck": [*about.get("stuck", []), told["step"]][-STUCK:]})
 
@@ -215,11 +244,12 @@ def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
 @dataclass
 class FinishJob:
     """Make ensemble, tables and figures of a sweep folder; returns how many members are missing, and leaves
-    finish.json.
+    finish.json. Where it was given `gpus` it does not work on a CPU.
     """
 
     sweep: str
     weights: str
+    gpus: int = 0
 
     def __call__(self) -> int:
         from medlaunch.options import DOORS
@@ -243,6 +273,7 @@ class FinishJob:
             if job:
                 settle(sweep, plan)
                 unprepared(sweep)
+            check_gpus(self.gpus)
             missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
             write_json(path, {**about, "status": "done", "missing": missing})
             return missing

@@ -10,7 +10,7 @@ from typing import Any
 
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
-from medlaunch.options import find_sweep
+from medlaunch.options import DOORS, find_sweep
 from medlaunch.plan import PLAN, Request, make_plan, read_plan, read_recipes, read_request, write_plan
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
 from medslurm import commands, snapshot, submit
@@ -87,14 +87,19 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
         mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
                 if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
         if mine:
-            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s)
+            array = Array(f"{name}-{recipe_name}", [], cluster.time, cluster.partition, request.nodes,
+                          request.processes, throttle=cluster.throttle)  # fmt: skip
+            gpus = array.gpus_per_node(cluster)
+            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
                      for r, f in mine]  # fmt: skip
-            arrays.append(Array(f"{name}-{recipe_name}", calls, cluster.time, cluster.partition, request.nodes,
-                                request.processes, throttle=cluster.throttle))  # fmt: skip
-    before = Array(f"{name}-prepare", [PrepareJob(str(out))], cluster.cpu_time or cluster.time,
-                   cluster.cpu_partition or cluster.partition, gpus=False)  # fmt: skip
-    last = Array(f"{name}-finish", [FinishJob(str(out), request.weights)], cluster.time, cluster.partition)
-    return Jobs(cluster, before if prepare else None, arrays, last)
+            arrays.append(replace(array, calls=calls))
+    without = {"time": cluster.cpu_time or cluster.time, "partition": cluster.cpu_partition or cluster.partition}
+    before = Array(f"{name}-prepare", [PrepareJob(str(out))], **without, gpus=False)
+    last = Array(f"{name}-finish", [], **without, gpus=False)
+    if DOORS[plan["task"]].FINISH_ON_GPU:
+        last = Array(last.name, [], cluster.time, cluster.partition)
+    final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))
+    return Jobs(cluster, before if prepare else None, arrays, replace(last, calls=[final]))
 
 
 def table(jobs: Jobs) -> str:
@@ -261,16 +266,24 @@ def _print_dry(jobs: Jobs, out: Path) -> None:
         print(f"# ---- {array.name}\n{submit.text(jobs.cluster, array, out / 'jobs', out / 'code' / 'NOW', after)}")
 
 
-def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
-    """Submit in order, noting each array at once, so that a crash in between loses no job."""
+def packages() -> dict[str, Path]:
+    """Every package of this program by its import name, with its folder: what one of them imports must be copied, too,
+    or a job would take it from the checkout as it is by then.
+    """
     import medcls
+    import medkernels
     import medlaunch
     import medseg
     import medslurm
     import medtrain
 
-    packages = {m.__name__: Path(next(iter(m.__path__))) for m in (medtrain, medseg, medcls, medlaunch, medslurm)}
-    code = snapshot.take(out / "code", packages)
+    modules = (medtrain, medseg, medcls, medlaunch, medslurm, medkernels)
+    return {module.__name__: Path(next(iter(module.__path__))) for module in modules}
+
+
+def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
+    """Submit in order, noting each array at once, so that a crash in between loses no job."""
+    code = snapshot.take(out / "code", packages())
     folder, cluster = out / "jobs", jobs.cluster
     old = latest(submitted, "finish").get("")
 

@@ -1,10 +1,11 @@
 """Train one member: `python launch/train.py RECIPE --cache C.h5 --out RUN`, or the same under torchrun."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,35 @@ from medlaunch.forecast import add_arguments, forecast
 from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import Failed, Stopped, UserError, disk_full, exit_code, out_of_memory
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
+from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe
 
 
+@contextlib.contextmanager
+def held(out: Path, ticket: str = "") -> Iterator[None]:
+    """The run folder is this run's alone inside: rank 0, which writes there, holds its lock. It is taken before the
+    ranks meet, so that none waits in a collective for it; raises InUseError that names the holder. `ticket`: see
+    `locked`.
+    """
+    if is_rank_0():
+        with locked(out, "training there", PATIENCE_S, ticket):
+            yield
+    else:
+        yield
+
+
 def run(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None = None,
         profile: int = 0) -> dict[str, Any]:  # fmt: skip
-    """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended.
+    """`train` in a run folder that no other process trains in meanwhile."""
+    with held(out):
+        return train(recipe, cache, out, stop, profile)
+
+
+def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | None = None,
+          profile: int = 0) -> dict[str, Any]:  # fmt: skip
+    """Train `recipe` on this rank and leave the run folder; returns what done.json holds. Goes on where it ended. The
+    caller has the folder `held`.
 
     Raises `Stopped` at the next step once `stop` says so. `profile` steps are recorded by torch's profiler.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medcls.folders import Cancers, choose_cancer
 from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
 from medtrain.errors import UserError
+from medtrain.settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from medcls.task import ClsTask
@@ -18,9 +19,11 @@ TASK = "multicancer"
 Recipe = ClsRecipe
 WORDS = "scores"
 MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
+FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",
-           "expand", "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
+           "check_early", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
+           "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":
@@ -54,6 +57,7 @@ def check_early(recipes: Sequence[ClsRecipe]) -> None:
     from medcls.backbones import weights_file
 
     for recipe in recipes:
+        deepspeed_settings(recipe.train)
         weights_file(recipe.model)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from medcls.augment import Augment
-from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train, within
+from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train, place, within
 
 ALL_CANCERS = "every"  # not "all": ALL is a leukaemia and one of the cancers
 Network = Literal["densenet201", "mobilenetv3_small_100", "resnetv2_50", "vgg19"]
@@ -42,8 +42,8 @@ class ClsModel:
     """
 
     name: Network = "densenet201"
-    weights: str = "imagenet"
-    weights_folder: str = field(default="", metadata=NO_EFFECT)
+    weights: str = place("imagenet", "imagenet", "none")
+    weights_folder: str = place("", **NO_EFFECT)
     dropout: float = within(0.0, 0, below=1)
     mlp_ratio: float = within(1.0, 0.01, most=16)  # width of VGG19's hidden layer before the classifier, times 4096
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.recipes import RECIPES, SWEEPS, SegRecipe
 from medtrain.errors import UserError
+from medtrain.settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from medseg.task import SegTask
@@ -17,9 +18,11 @@ TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
+FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",
-           "expand", "finish", "folder", "look", "make_task", "open_cache", "predict", "prepare"]  # fmt: skip
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
+           "check_early", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
+           "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":
@@ -50,6 +53,8 @@ def folder(recipe: SegRecipe) -> str:
 
 def check_early(recipes: Sequence[SegRecipe]) -> None:
     """Refuse what needs no data to be seen, before hours of preparation."""
+    for recipe in recipes:
+        deepspeed_settings(recipe.train)
     spacings = {recipe.data.spacing_mm for recipe in recipes}
     if len(spacings) > 1:
         raise UserError(f"the members need caches of different spacing {sorted(spacings)} mm: run them as two sweeps.")

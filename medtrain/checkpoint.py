@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from medtrain.errors import UserError
-from medtrain.files import replacing
+from medtrain.files import beside, replacing
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 
@@ -33,13 +33,14 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
 
 def _keep(path: Path, previous: Path) -> None:
     """A second name for a file, so that there is a checkpoint under the first at every moment."""
-    second = previous.with_name(f".{os.getpid()}.{previous.name}")
+    second = beside(previous)
     try:
-        second.unlink(missing_ok=True)
         os.link(path, second)
     except OSError:  # a file system without links: for a moment there is the previous one only
-        second = path
+        os.replace(path, previous)
+        return
     os.replace(second, previous)
+    second.unlink(missing_ok=True)  # stays where both were one file already, after a crash in between
 
 
 def newest(run: Path) -> tuple[Path, str] | None:

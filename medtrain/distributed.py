@@ -19,6 +19,8 @@ from medtrain.files import write_text
 # chosen beforehand, so two jobs on one node can not collide.
 RENDEZVOUS = "MEDTRAIN_RENDEZVOUS"
 MEETING_S = 300.0
+# Set to 1 where GPUs are only counted, or where a job may do without those that it asked for.
+ALLOW_CPU = "MEDTRAIN_ALLOW_CPU"
 # A group over gloo for what the hosts agree on without waiting for their GPUs; None where the default one is gloo.
 _hosts: Any = None
 # Where every rank says which step it has done, for the one who must tell whom it waited for in vain.
@@ -67,6 +69,32 @@ def start(timeout_s: float = 1800) -> Ranks:
         if place and rank == 0:
             Path(place).unlink(missing_ok=True)
     return Ranks(rank, world, local, device)
+
+
+def demand_gpus(asked: int, node: str) -> None:
+    """Raise UserError where a job asked for GPUs and torch can use none on its node: it would train on the CPU, for
+    weeks and without a word. $MEDTRAIN_ALLOW_CPU=1 lets it.
+    """
+    if asked <= 0 or torch.cuda.is_available() or os.environ.get(ALLOW_CPU, "") == "1":
+        return
+    if torch.version.cuda is None:
+        why, remedy = "is a build for CPUs", "install a build of torch for CUDA there"
+    else:
+        why = f"for CUDA {torch.version.cuda} can use none{_why_no_gpu()}"
+        remedy = "renew its driver, or name a partition with GPUs"
+    raise UserError(
+        f"{node} was asked for {asked} GPU{'s' if asked > 1 else ''}, and torch {torch.__version__} {why}: {remedy}; "
+        f"{ALLOW_CPU}=1 goes on without."
+    )
+
+
+def _why_no_gpu() -> str:
+    """The first sentence of what CUDA says, in brackets."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f" ({' '.join(str(error).split()).split('. ')[0][:120].rstrip('.')})"
+    return ""
 
 
 def device_index(local_rank: int, visible: int) -> int:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,14 @@ from medtrain.errors import UserError, disk_full
 MOST_JSON = 64 << 20
 
 
+def beside(path: Path) -> Path:
+    """A temporary name beside `path` that no other writer takes: on other nodes and in containers the numbers of
+    processes are the same ones.
+    """
+    # the suffix stays at the end: nibabel and h5py look at it
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+
+
 @contextmanager
 def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`, else removed.
@@ -23,8 +32,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Without `flush` it is renamed only: for what matters just now, or can be made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays at the end: nibabel and h5py look at it
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = beside(path)
     try:
         try:
             yield temporary
@@ -50,7 +58,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove the temporary files of killed writers, all or those of one file; for who alone writes there."""
     for path in folder.glob(".*"):
-        if re.fullmatch(rf"\.\d+\.{re.escape(name) or '.*'}", path.name) and path.is_file():
+        if re.fullmatch(rf"\.\d+(-[0-9a-f]{{8}})?\.{re.escape(name) or '.*'}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError
-from medtrain.files import parse_json
+from medtrain.files import beside, parse_json
 from medtrain.wording import shown
 
 NAME = "lock.json"
@@ -23,20 +24,43 @@ WATCH_BEATS = 1.5
 PATIENCE_S = 180.0
 
 
+class InUseError(UserError):
+    """Another process holds the lock, and lives."""
+
+
 @contextmanager
-def locked(folder: Path, doing: str, patience_s: float = 0) -> Iterator[None]:
-    """Hold the lock of a folder while `doing` something; raises UserError that names the holder.
+def locked(folder: Path, doing: str, patience_s: float = 0, ticket: str = "") -> Iterator[None]:
+    """Hold the lock of a folder while `doing` something; raises InUseError that names the holder.
 
     A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
     minutes; a stale one is taken over. One that is held elsewhere is waited for `patience_s`: its owner may have been
-    killed a moment ago, as when a job starts again on another node.
+    killed a moment ago, as when a job starts again on another node. A lock with the same `ticket` (not "") is of an
+    earlier turn of this same work: it is taken over as soon as it is seen not to be touched any more.
     """
     fresh = not folder.exists()
     path = folder / NAME
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "user": _user(),
-            "doing": doing, "since": time.time()}  # fmt: skip
-    ended_s = time.monotonic() + patience_s
-    tries = 0
+    text = json.dumps({
+        "host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "started": _started(os.getpid()),
+        "user": _user(), "doing": doing, "since": time.time(), "ticket": ticket, "id": secrets.token_hex(8),
+    })  # fmt: skip
+    _take(path, text, patience_s, ticket)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, ended, text), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        if _is_own(path, text):
+            path.unlink(missing_ok=True)
+        if fresh and folder.is_dir() and not any(folder.iterdir()):  # nothing came of it
+            folder.rmdir()
+
+
+def _take(path: Path, text: str, patience_s: float, ticket: str) -> None:
+    """Make the lock file, in the end; raises UserError."""
+    folder, ended_s, tries, told = path.parent, time.monotonic() + patience_s, 0, False
     while tries < 5:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,24 +70,35 @@ def locked(folder: Path, doing: str, patience_s: float = 0) -> Iterator[None]:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             break
         except FileExistsError:
-            tries += _removed_stale(path, ended_s)
+            if patience_s and not told:
+                told = _say_wait(folder)
+            tries += _removed_stale(path, ended_s, ticket)
         except FileNotFoundError:  # the holder before has just removed the folder
             tries += 1
     else:
         raise UserError(f"{path} can not be taken: another process takes it again and again; try later.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(mine, file)
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
-    beat.start()
     try:
-        yield
-    finally:
-        ended.set()
-        beat.join()
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:  # a full disk, of which the library does not say where
         path.unlink(missing_ok=True)
-        if fresh and folder.is_dir() and not any(folder.iterdir()):  # nothing came of it
-            folder.rmdir()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _say_wait(folder: Path) -> bool:
+    """Tell who is waited for, where that is somebody on another machine."""
+    held = holder(folder)
+    if held and not held["there"]:
+        print(f"{folder} is in use by {held['user']} on {held['host']}, or was: waiting for that to end", flush=True)
+    return held is not None
+
+
+def _is_own(path: Path, text: str) -> bool:
+    """Whether the lock is still the one that this process made: another may have taken it for stale."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") == text
+    except OSError:
+        return False
 
 
 def _user() -> str:
@@ -73,12 +108,13 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _beat(path: Path, ended: threading.Event, text: str) -> None:
     while not ended.wait(BEAT_S):
         try:
-            os.utime(path)
-        except OSError:
-            return
+            if _is_own(path, text):
+                os.utime(path)
+        except OSError:  # a network file system that does not answer may do so again
+            continue
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
@@ -88,9 +124,9 @@ def holder(folder: Path) -> dict[str, Any] | None:
         age = time.time() - path.stat().st_mtime
         told = parse_json(path)
         told["stale"] = age > STALE_S
-        if told["host"] == socket.gethostname():
+        told["there"] = told["host"] == socket.gethostname() and told.get("space", _space()) == _space()
+        if told["there"]:
             told["stale"] = not _lives(int(told["pid"]), str(told.get("started", "")))
-        told["there"] = told["host"] == socket.gethostname()
         return {**told, **{key: shown(told[key], 60) for key in ("host", "user", "doing")}}
     except FileNotFoundError:
         return None
@@ -99,17 +135,31 @@ def holder(folder: Path) -> dict[str, Any] | None:
         return {"host": "?", "pid": 0, "user": "?", "doing": "?", "there": False, "stale": age > BEAT_S}
 
 
-def _started(pid: int) -> str:
-    """When a process was started, in ticks since this machine was, so that a number used again is not taken for it."""
+def _space() -> str:
+    """In which space numbers of processes mean the same: containers on one machine, of one name, have their own."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
         return ""
 
 
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a process, from its state on; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in ticks since this machine was, so that a number used again is not taken for it."""
+    return next(iter(_stat(pid)[19:20]), "")
+
+
 def _lives(pid: int, started: str) -> bool:
-    if started and _started(pid) not in ("", started):
-        return False
+    about = _stat(pid)
+    if about and (about[0] in "ZX" or (started and _started(pid) not in ("", started))):
+        return False  # what is dead and not yet buried by its parent writes no more
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -126,11 +176,13 @@ def _touched(path: Path) -> int:
         return 0
 
 
-def _removed_stale(path: Path, ended_s: float) -> bool:
+def _removed_stale(path: Path, ended_s: float, ticket: str) -> bool:
     """Remove a stale lock; False where one of another machine was waited for a moment instead."""
     held = holder(path.parent)
     if held is None:
         return True
+    if ticket and held.get("ticket") == ticket and not held["there"]:
+        held["stale"] = True
     if held["stale"] and not held["there"]:
         # by the clock alone, which may have been set: one that is alive touches its lock meanwhile
         before, ended = _touched(path), time.monotonic() + WATCH_BEATS * BEAT_S
@@ -141,12 +193,12 @@ def _removed_stale(path: Path, ended_s: float) -> bool:
         time.sleep(BEAT_S / 4)
         return False
     if not held["stale"]:
-        raise UserError(
+        raise InUseError(
             f"{path.parent} is in use: {held['user']} on {held['host']} (process {held['pid']}) is {held['doing']}; "
             "wait for that to end, or give another --out."
         )
     # renamed first: of two that find it stale only one takes it away, and gives it back if another was quicker
-    aside = path.with_name(f".{NAME}.{os.getpid()}")
+    aside = beside(path)
     try:
         text = path.read_bytes()
         os.rename(path, aside)

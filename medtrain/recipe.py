@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from medtrain.errors import UserError
@@ -28,6 +29,13 @@ def within(
     With `ordered=True` its first number may not be larger than its second.
     """
     return field(default=default, metadata={"least": least, "below": below, "most": most, **metadata})
+
+
+def place(default: str, *words: str, **metadata: Any) -> Any:
+    """A field that names a file or folder: `--set` makes it absolute, since jobs run in folders of their own. "" and
+    `words` are no paths and stay.
+    """
+    return field(default=default, metadata={"words": ("", *words), **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,7 @@ class Train:
     strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
-    deepspeed: str = ""  # a JSON file with more of DeepSpeed's settings
+    deepspeed: str = place("")  # a JSON file with more of DeepSpeed's settings
     # try: without where it fails; graphs: on, and CUDA graphs, for steps that wait for the host
     compile: Literal["off", "on", "try", "graphs"] = field(default="off", metadata=NO_EFFECT)
     channels_last: bool = field(default=False, metadata=NO_EFFECT)
@@ -171,9 +179,20 @@ def _replace(value: Any, keys: list[str], text: str, path: str, root: Any = None
         new = _replace(getattr(value, key), keys[1:], text, path, root)
     else:
         where = f"--set {path}={shown(text, 80)}"
+        item = next(f for f in dataclasses.fields(value) if f.name == key)
         new = _parse(hints[key], text, where)
-        _check_range(next(f for f in dataclasses.fields(value) if f.name == key), new, where)
+        if new not in item.metadata.get("words", (new,)):
+            new = _absolute(new, where)
+        _check_range(item, new, where)
     return dataclasses.replace(value, **{key: new})
+
+
+def _absolute(path: str, where: str) -> str:
+    """A path as it is seen from the folder that the command was typed in."""
+    try:
+        return str(Path(path).expanduser().absolute())
+    except (RuntimeError, OSError):  # ~nobody, or a folder that is gone
+        raise UserError(f"{where}: write the whole path, from / on.") from None
 
 
 def _parse(hint: Any, text: str, where: str) -> Any:

@@ -21,9 +21,9 @@ from torch.nn import functional
 from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
-from medtrain.files import parse_json
 from medtrain.precision import DTYPES, autocasts, precision_for
 from medtrain.recipe import Recipe
+from medtrain.settings import deepspeed_settings
 from medtrain.strategy import Group, Single
 
 # The states of an optimiser that have a parameter's shape.
@@ -53,18 +53,8 @@ def configuration(recipe: Recipe, world: int, precision: str) -> dict[str, Any]:
         dtype = str(DTYPES[precision]).removeprefix("torch.")
         made["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
     if train.deepspeed:
-        _merge(made, _extra(Path(train.deepspeed)), train.deepspeed)
+        _merge(made, deepspeed_settings(train), train.deepspeed)
     return made
-
-
-def _extra(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} can not be read as JSON ({error}): correct train.deepspeed.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no settings of DeepSpeed: it needs a JSON object.")
-    return value
 
 
 def _merge(made: dict[str, Any], extra: dict[str, Any], origin: str, prefix: str = "") -> None:
@@ -96,7 +86,7 @@ def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
     if train.zero and any(group["frozen_epochs"] for group in groups):
         raise UserError(
-            f"train.zero={train.zero} can not release weights later: --set finetune.frozen_epochs=0 or train.zero=0."
+            f"train.zero={train.zero} can not release weights later: --set finetune.freeze_epochs=0 or train.zero=0."
         )
 
 

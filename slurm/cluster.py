@@ -24,8 +24,8 @@ class Cluster:
     """One table of the file. `mem` is of a node, as sbatch takes it; times are SLURM's, such as 1-12:00:00.
 
     A member's job gets `gpus_per_node` GPUs at most and `cpus_per_gpu` CPUs for each process; without GPUs (0) that
-    many CPUs a process. The job that prepares data asks for no GPU, `cpu_time` (default: `time`), and goes to
-    `cpu_partition` (default: `partition`).
+    many CPUs a process. The job that prepares data, and a final job that needs no GPU, ask for none, for `cpu_time`
+    (default: `time`), and go to `cpu_partition` (default: `partition`).
     `setup` holds lines of shell that run before Python on the node, `sbatch` further options of sbatch by name.
     """
 

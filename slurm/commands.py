@@ -215,11 +215,11 @@ def longest(name: str) -> str:
 
 
 def node_kinds(name: str) -> tuple[int, int]:
-    """(CPUs, GPUs) of the smallest node of a partition."""
+    """(CPUs, GPUs) of the smallest node of a partition; where some nodes have GPUs, of the smallest of those."""
     done = call(["sinfo", "-h", "-N", "-o", "%c|%G", *(["-p", name] if name else [])])
     kinds = set()
     for line in done.stdout.splitlines():
         cpus, _, gres = line.partition("|")
         counts = re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", gres)
         kinds.add((int(re.sub(r"\D", "", cpus) or 1), sum(map(int, counts))))
-    return min(kinds) if kinds else (1, 0)
+    return min({kind for kind in kinds if kind[1]} or kinds, default=(1, 0))

@@ -12,7 +12,7 @@ ALLOWED = {
     "medtrain": {"medtrain"},
     "medseg": {"medkernels", "medtrain", "medseg"},
     "medcls": {"medtrain", "medcls"},
-    "medlaunch": {"medtrain", "medseg", "medcls", "medslurm", "medlaunch"},
+    "medlaunch": {"medkernels", "medtrain", "medseg", "medcls", "medslurm", "medlaunch"},
     "medslurm": {"medslurm"},
 }
 FILES = [(name, path) for folder, name in FOLDERS.items() for path in sorted((ROOT / folder).glob("*.py"))]

@@ -85,3 +85,21 @@ def test_a_member_that_was_requeued_after_its_last_word_does_nothing(
     (tmp_path / "done.json").write_text('{"status": "done"}')
     assert TrainJob("{}", "none.h5", str(tmp_path))() == {"status": "done"}
     assert not (tmp_path / "job.json").exists()
+
+
+def test_a_job_that_asked_for_gpus_does_not_work_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("MEDTRAIN_ALLOW_CPU", raising=False)
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    request = Request(sweep="brats_demo", data=str(tmp_path / "none"))
+    write_plan(tmp_path, make_plan(request, request.recipes()))
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="gpu07 was asked for 2 GPUs"):
+        TrainJob("{}", "none.h5", str(run), gpus=2)._train()
+    assert "gpu07 was asked for 2 GPUs" in read(run / "failed.json")["reason"]
+    with pytest.raises(UserError, match="gpu07 was asked for 1 GPU,"):
+        FinishJob(str(tmp_path), "equal", gpus=1)()
+    assert read(tmp_path / "finish.json")["user"]
+    monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
+    with pytest.raises(UserError, match="no recipe of this program"):
+        TrainJob("{}", "none.h5", str(run), gpus=2)._train()

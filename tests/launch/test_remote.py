@@ -73,6 +73,45 @@ def test_one_array_a_recipe_and_a_final_job_after_all(slurm: Path, phantoms: Pat
     assert (out / "jobs").stat().st_mode & 0o777 == 0o700  # it holds pickles
 
 
+def test_jobs_know_how_many_gpus_they_were_given(slurm: Path, phantoms: Path, tmp_path: Path) -> None:
+    from medlaunch.plan import read_plan, read_recipes
+    from medlaunch.remote import make_jobs
+    from medslurm.cluster import Cluster
+
+    extra = ("--processes", 2, "--set", "train.batch=2")
+    assert run_main(*words(slurm, phantoms, tmp_path / "s", *extra)) == 0
+    plan = read_plan(tmp_path / "s")
+    for gpus_per_node, wanted in ((4, [2, 2, 1]), (0, [0, 0, 0])):
+        lab = Cluster(name="lab", gpus_per_node=gpus_per_node)
+        made = make_jobs(tmp_path / "s", plan, read_recipes(plan, tmp_path / "s"),
+                         {member["folder"] for member in plan["members"]}, lab, prepare=True)  # fmt: skip
+        asked = [(array.calls[0].gpus, array.gpus_per_node(lab)) for array in made.all[1:]]  # type: ignore[attr-defined]
+        assert asked == [(number, number) for number in wanted]
+
+
+def test_files_that_recipes_name_are_found_by_jobs_and_looked_at_before_anything_is_submitted(
+    slurm: Path, phantoms: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for data, sweep, name in ((phantoms, "brats_demo", "s"), (pictures, "multicancer_demo", "t")):
+        typed = words(slurm, data, tmp_path / name, "--set", "train.deepspeed=ds.json", sweep=sweep)
+        for content, told in ((None, "can not be read as JSON (No such file"), ("{", "can not be read as JSON"),
+                              ("[]", "holds no settings of DeepSpeed")):  # fmt: skip
+            if content is not None:
+                (tmp_path / "ds.json").write_text(content)
+            assert run_main(*typed) == 2
+            error = capsys.readouterr().err
+            assert f"error: {tmp_path}/ds.json {told}" in error
+            assert error.count("\n") == 1
+            assert not (tmp_path / name).exists()
+        (tmp_path / "ds.json").write_text("{}")
+        assert run_main(*typed) == 0
+        plan = json.loads((tmp_path / name / "plan.json").read_text())
+        assert {m["settings"]["train"]["deepspeed"] for m in plan["members"]} == {f"{tmp_path}/ds.json"}
+        (tmp_path / "ds.json").unlink()
+
+
 def test_a_plan_over_the_budget_is_refused(
     slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,9 +169,23 @@ def test_images_have_an_array_a_network_with_a_task_a_cancer(slurm: Path, pictur
     plan = json.loads((out / "plan.json").read_text())
     assert [member["settings"]["data"]["cancer"] for member in plan["members"]] == [
         "Brain Cancer", "Brain Cancer", "Oral Cancer", "Oral Cancer"]  # fmt: skip
+    scripts = fake_slurm.scripts(slurm)
+    assert ["--gres=gpu:1" in script for script in scripts] == [False, True, True, False]  # tables need no GPU
     assert run_main(*words(slurm, pictures, tmp_path / "t", "--folds", 3, "--seeds", 2, sweep="multicancer_demo")) == 0
     assert [job["job"] for job in jobs(tmp_path / "t")][-1] == "109"
     assert len(jobs(tmp_path / "t")) == 1 + 2 * 4 * 3 * 2 + 1
+
+
+def test_the_final_job_of_images_goes_where_the_data_is_prepared_and_costs_no_gpu(
+    slurm: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(slurm / "clusters.toml", "a") as file:
+        file.write('cpu_partition = "cpu"\ncpu_time = "00:30:00"\n')
+    asked = words(slurm, pictures, tmp_path / "s", "--models", "vgg19", "--max-gpu-hours", 4, sweep="multicancer_demo")
+    assert run_main(*asked) == 0  # two members of two hours
+    assert "2 members, at most 4 GPU-hours" in capsys.readouterr().out
+    scripts = fake_slurm.scripts(slurm)
+    assert ["--partition=cpu\n" in script and "--time=30\n" in script for script in scripts] == [True, False, True]
 
 
 def test_refusals(

@@ -44,6 +44,14 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
 
 
+def test_a_crash_before_the_new_one_has_its_name_leaves_nothing_later(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    os.link(tmp_path / checkpoint.LAST, tmp_path / checkpoint.PREVIOUS)
+    save(tmp_path, 2)
+    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["step"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
+
+
 def test_also_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medtrain.distributed import anywhere, device_index, start
+from medtrain.distributed import anywhere, demand_gpus, device_index, start
 from medtrain.errors import UserError
 
 MEET = """
@@ -61,3 +61,34 @@ def test_gpus_without_nccl_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="without NCCL, which 2 processes on GPUs need"):
         start()
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update it.")
+
+    monkeypatch.delenv("MEDTRAIN_ALLOW_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.init", init)
+
+
+def test_gpus_that_can_not_be_used_are_told_with_node_and_remedy(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(UserError, match=r"^gpu07 was asked for 2 GPUs, .* for CUDA 13\.0 .* with GPUs; ") as told:
+        demand_gpus(2, "gpu07")
+    assert "is too old (found version 11040)): renew its driver" in str(told.value)
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(UserError, match=r"asked for 1 GPU, .* is a build for CPUs: install a build of torch for CUDA"):
+        demand_gpus(1, "gpu07")
+
+
+def test_a_cpu_is_taken_where_no_gpu_was_asked_for_or_it_is_allowed(
+    no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demand_gpus(0, "cpu01")
+    monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
+    demand_gpus(4, "gpu07")
+    monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    demand_gpus(4, "gpu07")

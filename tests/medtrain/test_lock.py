@@ -154,3 +154,69 @@ def test_of_many_that_find_a_stale_lock_one_wins(tmp_path: Path) -> None:
     for racer in racers:
         racer.join(30)
     assert sum(won.get(timeout=5) for _ in racers) == 1
+
+
+def test_a_process_of_another_container_of_this_name_is_not_told_dead_by_its_number(tmp_path: Path) -> None:
+    write(tmp_path, pid=dead_pid(), space="pid:[1]")
+    held = holder(tmp_path)
+    assert held is not None
+    assert (held["there"], held["stale"]) == (False, False)
+    write(tmp_path, pid=dead_pid(), space=os.readlink("/proc/self/ns/pid"))
+    held = holder(tmp_path)
+    assert held is not None
+    assert (held["there"], held["stale"]) == (True, True)
+
+
+def test_a_dead_process_that_its_parent_did_not_bury_holds_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "100"]) as process:
+        write(tmp_path, pid=process.pid)
+        with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
+            pass
+        process.kill()
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        with locked(tmp_path, "mine"):
+            pass
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_an_earlier_turn_of_the_same_work_is_taken_over_unless_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.3)
+    path, ended = write(tmp_path, host="other", ticket="SLURM job 7"), threading.Event()
+    holder_elsewhere = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: ended.wait(0.05), True)])
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine", ticket="SLURM job 8"):
+        pass
+    if alive:
+        holder_elsewhere.start()
+    try:
+        if alive:
+            with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine", ticket="SLURM job 7"):
+                pass
+        else:
+            with locked(tmp_path, "mine", ticket="SLURM job 7"):
+                assert json.loads(path.read_text())["doing"] == "mine"
+    finally:
+        ended.set()
+        if alive:
+            holder_elsewhere.join()
+
+
+def test_a_lock_that_another_has_taken_over_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    with locked(tmp_path, "mine"):
+        path = write(tmp_path, host="other", age_s=1000)
+        time.sleep(0.3)
+        assert time.time() - path.stat().st_mtime > 900
+    assert json.loads(path.read_text())["host"] == "other"
+
+
+def test_who_is_waited_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    write(tmp_path, host="other")
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine", patience_s=0.3):
+        pass
+    assert capsys.readouterr().out == f"{tmp_path} is in use by me on other, or was: waiting for that to end\n"

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from medcls.recipes import RECIPES as CLS_RECIPES
 from medseg.recipes import RECIPES, SegRecipe
 from medtrain.errors import UserError
 
@@ -20,6 +23,28 @@ def test_override_is_typed() -> None:
     assert recipe.train.deterministic is True
     assert recipe.model.name == "unetr"
     assert recipe.data.holdout == ("a", "b")
+
+
+@pytest.mark.parametrize("field", ["model.weights", "model.weights_folder", "train.deepspeed"])
+def test_paths_are_those_of_the_folder_that_they_were_typed_in(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, key = field.split(".")
+
+    def taken(text: str) -> str:
+        return getattr(getattr(CLS_RECIPES["multicancer_vgg19"]().override([f"{field}={text}"]), section), key)
+
+    (tmp_path / "my place").mkdir()
+    monkeypatch.chdir(tmp_path / "my place")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert taken("my.pt") == f"{tmp_path}/my place/my.pt"
+    assert taken("~/my.pt") == "/home/me/my.pt"
+    assert taken("/data/my.pt") == "/data/my.pt"
+    assert taken("") == ""
+    with pytest.raises(UserError, match=rf"--set {field}=~nobody-here/x: write the whole path"):
+        taken("~nobody-here/x")
+    for word in ("imagenet", "none"):
+        assert taken(word) == (word if field == "model.weights" else f"{tmp_path}/my place/{word}")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from medtrain import checkpoint
 from medtrain.ema import Ema
 from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError, exit_code, out_of_memory
-from medtrain.files import replacing, write_json
+from medtrain.files import beside, remove_leftovers, replacing, write_json
 from medtrain.progress import Progress, duration
 from medtrain.recipe import Optim, Recipe
 from medtrain.results import CaseRow, means, read_rows, to_markdown, write_rows
@@ -91,6 +91,25 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
         temporary.write_text(b"half")  # type: ignore[arg-type]
     assert json.loads(target.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_processes_of_one_number_write_beside_each_other(tmp_path: Path) -> None:
+    """As in containers on several nodes; what killed ones left is removed."""
+    target = tmp_path / "x.json"
+    with replacing(target) as one, replacing(target) as two:
+        assert one != two
+        one.write_text("1")
+        two.write_text("2")
+    assert target.read_text() == "1"
+    for name in (".12.x.json", ".12-0123abcd.x.json", ".12-0123abcd.y.json", ".12-other.x.json", ".x.json"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, "x.json")
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", ".12-0123abcd.y.json", ".12-other.x.json", ".x.json"}
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", ".12-other.x.json", ".x.json"}
+    beside(target).write_text("")
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", ".12-other.x.json", ".x.json"}
 
 
 def _raise(error: BaseException):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medslurm import cluster
+from medslurm import cluster, commands
 from medslurm.cluster import Cluster, minutes, read_cluster
 from medslurm.commands import ClusterError
 
@@ -108,3 +108,13 @@ def test_a_batch_job_finds_its_own_cluster(slurm: Path, tmp_path: Path, monkeypa
     made = read_cluster("here")
     assert (made.partition, made.account, made.qos) == ("gpu", "onc", "")
     assert (made.gpus_per_node, made.cpus_per_gpu, made.time) == (4, 8, "24:00:00")
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [("8|(null)\n64|gpu:a100:4\n128|gpu:8\n", (64, 4)), ("8|(null)\n4|(null)\n", (4, 0)), ("", (1, 0))],
+)
+def test_a_node_without_gpus_among_others_is_not_the_measure(slurm: Path, nodes: str, wanted: tuple[int, int]) -> None:
+    (slurm / "sinfo.txt").write_text(nodes)
+    assert commands.node_kinds("mixed") == wanted

@@ -20,7 +20,7 @@ mem = "2000M"
 time = "00:20:00"
 cpu_time = "10"
 signal_s = 30
-setup = ["export KMP_DUPLICATE_LIB_OK=1"]
+setup = ["export KMP_DUPLICATE_LIB_OK=1", "export MEDTRAIN_ALLOW_CPU=1"]
 
 [cheap]
 partition = "scavenge"
@@ -30,6 +30,7 @@ mem = "2000M"
 time = "00:20:00"
 cpu_time = "10"
 signal_s = 30
+setup = ["export MEDTRAIN_ALLOW_CPU=1"]
 
 [tight]
 partition = "main"

@@ -23,7 +23,8 @@ def test_the_batch_script_submits_follows_and_shows_the_table(sweeps: Sweeps, tm
     sets = [part for item in TINY for part in ("--set", item)]
     command = ["sbatch", "--wait", "--export=ALL", "--cpus-per-task=1", f"--output={tmp_path}/batch.log",
                str(ROOT / "slurm" / "brats.sh"), "--sweep", "brats_demo", "--every", "2", *sets]  # fmt: skip
-    environment = {**os.environ, "SLURM_CONF": str(sweeps.cluster.conf), "DATA": str(data), "OUT": str(out)}
+    environment = {**os.environ, "SLURM_CONF": str(sweeps.cluster.conf), "DATA": str(data), "OUT": str(out),
+                   "MEDTRAIN_ALLOW_CPU": "1"}  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=400, check=False
     )
@@ -50,9 +51,10 @@ def test_a_batch_job_of_images_is_requeued_itself_and_follows_further(
     """`sbatch --export=DATA=…,OUT=… slurm/multicancer.sh`, warned of its own time limit once it has submitted."""
     out, log = tmp_path / "sweep", tmp_path / "batch.log"
     sets = ("data.size=32", "train.epochs=1", "train.batch=16", "train.workers=0", "train.validate_every=1")
-    words = ["sbatch", "--parsable", f"--export=DATA={pictures},OUT={out}", "--cpus-per-task=1", f"--output={log}",
-             str(ROOT / "slurm" / "multicancer.sh"), "--sweep", "multicancer_demo", "--models", "mobilenetv3_small_100",
-             "--cancers", "Oral Cancer", "--every", "1"]  # fmt: skip
+    words = ["sbatch", "--parsable", f"--export=DATA={pictures},OUT={out},MEDTRAIN_ALLOW_CPU=1",
+             "--cpus-per-task=1", f"--output={log}", str(ROOT / "slurm" / "multicancer.sh"), "--sweep",
+             "multicancer_demo", "--models", "mobilenetv3_small_100", "--cancers", "Oral Cancer", "--every",
+             "1"]  # fmt: skip
     words += [part for item in sets for part in ("--set", item)]
     environment = {**os.environ, "SLURM_CONF": str(sweeps.cluster.conf)}
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
@@ -79,6 +81,7 @@ def test_an_array_is_throttled_and_edits_after_submission_change_nothing(sweeps:
         ("medcls",) * 2,
         ("launch", "medlaunch"),
         ("slurm", "medslurm"),
+        ("kernels", "medkernels"),
     ):
         shutil.copytree(ROOT / folder, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path / "sweep"
