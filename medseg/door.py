@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TASK = "brats"
 Recipe = SegRecipe
-WORDS = "Dice on the original spacing"
+WORDS = "Dice on the original spacing, HD95 in mm"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
 __all__ = ["MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check", "check_early", "example",

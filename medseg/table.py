@@ -1,6 +1,6 @@
 """The ensemble's rows and the table of a sweep: members, ensemble, failures with their reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from medseg.figures import overlay, write_box_plot, write_overlay
 from medseg.labels import REGIONS
 from medseg.members import Member, load_members, native_probs
-from medseg.metrics import score_case
+from medseg.metrics import DICE, HD95, score_case
 from medseg.task import SegTask
 from medtrain.cache import Cache
 from medtrain.ensemble import weighted_mean, weights_from
@@ -22,12 +22,11 @@ from medtrain.progress import track
 from medtrain.results import CaseRow, means, read_done, read_rows, to_csv, to_markdown, write_rows
 from medtrain.wording import shown
 
-HEAD = ("member", "Dice mean", *REGIONS, "label map", "cases", "epochs", "note")
-SCORES = ("mean", *REGIONS)
+HEAD = ("member", "Dice mean", *REGIONS, *HD95, "label map", "cases", "epochs", "note")
 PICTURES = 8  # of a member that is in no ensemble, whose cases have been predicted before
 RULES = (
-    "Dice on the original spacing, mean over cases. Empty reference and empty prediction count 1, empty reference "
-    "and non-empty prediction 0."
+    "Dice and HD95 (mm) on the original spacing, mean over cases. Empty reference and empty prediction count 1 and "
+    "0 mm; where only one of them is empty, 0 and 373.13 mm."
 )
 
 
@@ -43,9 +42,7 @@ class Entry:
     @cached_property
     def rows(self) -> list[CaseRow]:
         """Its cases under its own name; none while it is not done."""
-        return (
-            [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", SCORES)] if self.done else []
-        )
+        return [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", DICE)] if self.done else []
 
 
 def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights: str = "equal") -> int:
@@ -121,9 +118,10 @@ def _spread(done: Sequence[Entry]) -> list[list[str]]:
     for name in dict.fromkeys(entry.recipe for entry in done):
         mine = [means(entry.rows) for entry in done if entry.recipe == name]
         if len(mine) > 1:
-            values = [f"{np.mean([scores[key] for scores in mine]):.3f}" for key in ("mean", *REGIONS)]
-            spread = np.std([scores["mean"] for scores in mine], ddof=1)
-            lines.append([f"{name}, mean of {len(mine)}", *values, "", "", "", f"standard deviation {spread:.3f}"])
+            known = [key for key in (*DICE, *HD95) if all(key in scores for scores in mine)]
+            mean = {key: float(np.mean([scores[key] for scores in mine])) for key in known}
+            note = f"standard deviation {np.std([scores['mean'] for scores in mine], ddof=1):.3f}"
+            lines.append([f"{name}, mean of {len(mine)}", *_numbers(mean), "", "", "", note])
     return lines
 
 
@@ -146,7 +144,7 @@ def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[f
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
         probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
         label = task.label_map.label(weighted_mean(probs, weights))
-        scores = score_case(label, reference, task.label_map)
+        scores = score_case(label, reference, task.label_map, grid.voxel_mm)
         rows.append(CaseRow(member=name, case=case, part=part, scores=scores))
         title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
         write_overlay(figures / f"{case}.png", overlay(task.flair(case), reference, label, task.label_map), title)
@@ -160,11 +158,15 @@ def _reason(run: Path) -> str:
 
 def _line(entry: Entry) -> list[str]:
     if entry.done is None:
-        return [entry.label, *["–"] * 4, "–", "–", "–", f"failed: {_reason(entry.run)}"]
+        return [entry.label, *["–"] * (len(HEAD) - 2), f"failed: {_reason(entry.run)}"]
     return _cells(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
 
 
 def _cells(name: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> list[str]:
-    scores = means(rows)
-    values = [f"{scores[key]:.3f}" for key in ("mean", *REGIONS)]
-    return [name, *values, label_map, str(len(rows)), epochs, note]
+    return [name, *_numbers(means(rows)), label_map, str(len(rows)), epochs, note]
+
+
+def _numbers(scores: Mapping[str, float]) -> list[str]:
+    """The cells of Dice and HD95; empty where a run of an earlier version did not measure it."""
+    distances = [f"{scores[key]:.2f}" if key in scores else "" for key in HD95]
+    return [*(f"{scores[key]:.3f}" for key in DICE), *distances]

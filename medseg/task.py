@@ -1,5 +1,6 @@
 """Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ class SegTask:
     """The task over one cache; raises UserError where recipe and cache do not fit."""
 
     best_by = "mean"
+    surfaces = False  # whether `score` measures surfaces: not while training, for which their distances take too long
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
         self.recipe, self.cache = recipe, cache
@@ -88,17 +90,19 @@ class SegTask:
         self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing, case by case."""
+        self.surfaces = thorough
         flips = thorough and self.recipe.evaluate.flips
         for case in cases:
             probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
             yield case, infer.to_native(probs, self.grid(case).native)
 
     def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
-        """Dice per region on the scan's own spacing."""
-        return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map)
+        """Dice per region on the scan's own spacing; HD95 too where the predictions are the final ones."""
+        spacing_mm = self.grid(case).voxel_mm if self.surfaces else None
+        return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map, spacing_mm)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Mean Dice over cases."""
+        """The mean of each score over cases."""
         return means(rows)
 
     def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
@@ -153,7 +157,8 @@ class SegTask:
         try:
             grid = Grid.from_dict(facts["grid"])
             fits = grid.native == self.cache.array(case, self._reference(case)).shape
-        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = fits and all(0 < mm < math.inf for mm in grid.voxel_mm)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             fits = False
         if not fits:
             raise UserError(f"{self.cache.path}: case {case} is damaged (its grid): prepare it again.")

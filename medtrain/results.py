@@ -25,31 +25,35 @@ class CaseRow:
 
 
 def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
-    """Write rows as CSV, atomically; every row has the same scores."""
-    names = list(rows[0].scores) if rows else []
+    """Write rows as CSV, atomically; a score that a row has not is an empty cell."""
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
     lines = [[*HEAD, *names]]
-    lines += [[r.member, r.case, r.part, *(_number(r.scores[name]) for name in names)] for r in rows]
+    lines += [[r.member, r.case, r.part, *(_number(r.scores.get(name)) for name in names)] for r in rows]
     write_text(path, to_csv(lines))
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
 def read_rows(path: Path, needs: Sequence[str] = ()) -> list[CaseRow]:
     """Read `write_rows`'s file back. Raises UserError where it is absent or of another form, lacks a score that `needs`
-    names, tells of a case twice, or holds what is no number.
+    names, tells of a case twice, tells more of one case of a member than of another, or holds what is no number.
     """
     try:
         lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
         names = lines[0][3:]
         rows = [
-            CaseRow(member=m, case=c, part=p, scores={n: float(v) for n, v in zip(names, values, strict=True)})
+            CaseRow(member=m, case=c, part=p, scores={n: float(v) for n, v in zip(names, values, strict=True) if v})
             for m, c, p, *values in lines[1:]
         ]
-        if lines[0][:3] != HEAD or len(set(names)) < len(names) or (rows and not set(needs) <= set(names)):
+        if lines[0][:3] != HEAD or len(set(names)) < len(names) or not all(set(needs) <= set(r.scores) for r in rows):
             raise ValueError
         if len({(row.member, row.case, row.part) for row in rows}) < len(rows):
+            raise ValueError
+        if len({(row.member, *row.scores) for row in rows}) > len({row.member for row in rows}):
             raise ValueError
         if not all(math.isfinite(value) for row in rows for value in row.scores.values()):
             raise ValueError
@@ -68,11 +72,10 @@ def read_done(path: Path, **kinds: Any) -> dict[str, Any]:
 
 
 def means(rows: Iterable[CaseRow]) -> dict[str, float]:
-    """The mean of each score over rows; empty for no rows."""
+    """The mean of each score over rows, of those scores that every row has; empty for no rows."""
     taken = list(rows)
-    if not taken:
-        return {}
-    return {name: math.fsum(row.scores[name] for row in taken) / len(taken) for name in taken[0].scores}
+    names = [name for name in taken[0].scores if all(name in row.scores for row in taken)] if taken else []
+    return {name: math.fsum(row.scores[name] for row in taken) / len(taken) for name in names}
 
 
 def to_csv(lines: Iterable[Sequence[object]]) -> str:

@@ -74,6 +74,17 @@ def test_rows_round_trip_and_means(tmp_path: Path) -> None:
     assert [(r.member, r.case) for r in read] == [(r.member, r.case) for r in rows]
     assert means(read) == pytest.approx({"mean": 1 / 3, "TC": 1.0})
     assert means([]) == {}
+    more = [CaseRow(member="n", case="a", part="val", scores={"mean": 0.5, "TC": 0.5, "HD95 TC": 2.25})]
+    write_rows(tmp_path / "cases.csv", [*rows, *more])
+    assert (tmp_path / "cases.csv").read_text().splitlines()[1].endswith(",0,1,")  # nothing where nothing was measured
+    mixed = read_rows(tmp_path / "cases.csv", ("mean", "TC"))
+    assert [dict(row.scores) for row in mixed[3:]] == [more[0].scores]
+    assert list(means(mixed)) == ["mean", "TC"]
+    with pytest.raises(UserError, match=r"cases\.csv"):
+        read_rows(tmp_path / "cases.csv", ("mean", "HD95 TC"))
+    (tmp_path / "cases.csv").write_text("member,case,part,mean,TC\nm,a,val,1,1\nm,b,val,1,\n")
+    with pytest.raises(UserError, match=r"cases\.csv"):
+        read_rows(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("member,case\nx")
     with pytest.raises(UserError, match=r"cases\.csv"):
         read_rows(tmp_path / "cases.csv")
