@@ -72,10 +72,9 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     write_rows(sweep / "cases.csv", [*rows, *together])
     lines = [_line(entry) for entry in entries] + _spread(done)
     if together:
-        lines.append(_cells("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
+        lines.append(cells("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
     judged = "test cases" if part == "test" else "validation cases, which also chose each member's checkpoint"
-    write_text(sweep / "table.csv", to_csv([HEAD, *lines]))
-    write_text(sweep / "table.md", to_markdown([HEAD, *lines], [RULES + f" Judged on {judged}."]))
+    write_tables(sweep, lines, [RULES + f" Judged on {judged}."])
     write_box_plot(sweep / "figures" / "dice.png", [*rows, *together])
     return len(entries) - len(done)
 
@@ -159,10 +158,17 @@ def _reason(run: Path) -> str:
 def _line(entry: Entry) -> list[str]:
     if entry.done is None:
         return [entry.label, *["–"] * (len(HEAD) - 2), f"failed: {_reason(entry.run)}"]
-    return _cells(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
+    return cells(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
 
 
-def _cells(name: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> list[str]:
+def write_tables(place: Path, lines: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    """Write table.csv and table.md of lines that `cells` made, the latter with notes below."""
+    write_text(place / "table.csv", to_csv([HEAD, *lines]))
+    write_text(place / "table.md", to_markdown([HEAD, *lines], notes))
+
+
+def cells(name: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> list[str]:
+    """The line of a member or an ensemble: means over its cases, and what is told beside them."""
     return [name, *_numbers(means(rows)), label_map, str(len(rows)), epochs, note]
 
 

@@ -34,14 +34,7 @@ class SegTask:
     def __init__(self, recipe: SegRecipe, cache: Cache):
         self.recipe, self.cache = recipe, cache
         cache.verifying = recipe.data.verify
-        try:
-            self.label_map = LabelMap.from_dict(cache.labels)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
-        if len(cache.channels) != len(CHANNELS):
-            raise UserError(
-                f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
-            )
+        self.label_map = read_label_map(cache)
         if abs(cache.spacing_mm - recipe.data.spacing_mm) > 1e-6:
             raise UserError(
                 f"{cache.path} has spacing {cache.spacing_mm:g} mm, the recipe {recipe.data.spacing_mm:g} (0: the "
@@ -153,28 +146,48 @@ class SegTask:
 
     def grid(self, case: str) -> Grid:
         """The way back to the scan's own grid; raises UserError where it does not lead there."""
-        facts = self.cache.facts(case)
-        try:
-            grid = Grid.from_dict(facts["grid"])
-            fits = grid.native == self.cache.array(case, self._reference(case)).shape
-            fits = fits and all(0 < mm < math.inf for mm in grid.voxel_mm)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
-            raise UserError(f"{self.cache.path}: case {case} is damaged (its grid): prepare it again.")
-        return grid
+        return read_grid(self.cache, case)
 
     def reference(self, case: str) -> np.ndarray:
         """The true label in the crop box at the scan's own spacing, (D,H,W) uint8."""
-        return self.cache.read(case, self._reference(case))
-
-    def _reference(self, case: str) -> str:
-        return "label_native" if self.cache.has(case, "label_native") else "label"
+        return self.cache.read(case, reference_name(self.cache, case))
 
     def flair(self, case: str) -> np.ndarray:
         """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""
         volume = torch.from_numpy(self.cache.read(case, "image")[:1].astype(np.float32))
         return infer.to_native(volume, self.grid(case).native)[0]
+
+
+def read_label_map(cache: Cache) -> LabelMap:
+    """What a cache's labels mean; raises UserError where it does not tell, or has other channels than ours."""
+    try:
+        label_map = LabelMap.from_dict(cache.labels)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
+    if len(cache.channels) != len(CHANNELS):
+        raise UserError(
+            f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
+        )
+    return label_map
+
+
+def read_grid(cache: Cache, case: str) -> Grid:
+    """The way back to a case's own grid; raises UserError where it does not lead there."""
+    facts = cache.facts(case)
+    try:
+        grid = Grid.from_dict(facts["grid"])
+        fits = grid.native == cache.array(case, reference_name(cache, case)).shape
+        fits = fits and all(0 < mm < math.inf for mm in grid.voxel_mm)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{cache.path}: case {case} is damaged (its grid): prepare it again.")
+    return grid
+
+
+def reference_name(cache: Cache, case: str) -> str:
+    """Which array holds the true label in the crop box at the scan's own spacing."""
+    return "label_native" if cache.has(case, "label_native") else "label"
 
 
 def example(recipe: SegRecipe, batch: int, device: torch.device, kernels: Impl = "reference") -> Example:

@@ -41,3 +41,13 @@ def test_et_wins_so_that_regions_nest() -> None:
 def test_names_tell_the_map(names: dict[str, str], expected: str | None) -> None:
     found = from_names(names)
     assert (found.name if found else None) == expected
+
+
+def test_recoding_keeps_the_regions() -> None:
+    label = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    for name in ("brats18", "brats23", "msd"):
+        other = KNOWN["msd"].recode(label, KNOWN[name])
+        assert other.dtype == np.uint8
+        assert np.array_equal(KNOWN[name].regions(other), KNOWN["msd"].regions(label))
+        assert np.array_equal(KNOWN[name].recode(other, KNOWN["msd"]), label)
+    assert set(np.unique(KNOWN["msd"].recode(label, KNOWN["brats18"])).tolist()) == {0, 1, 2, 4}
