@@ -11,7 +11,7 @@ from medseg.cohort import CacheCohort, Cohort, ScanCohort
 from medseg.geometry import paste
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import score_case
-from medseg.table import RULES, cells, write_tables
+from medseg.table import RULES, Line, write_tables
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import read_json
@@ -45,12 +45,12 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     rows.sort(key=lambda row: [*names, ENSEMBLE].index(row.member))
     seen = {name: _seen([split], cohort.ids) for name, split in splits.items()}
     lines = [
-        cells(name, _of(name, rows), member.label_map.name, str(member.recipe.train.epochs), seen[name])
+        Line.of(name, _of(name, rows), member.label_map.name, str(member.recipe.train.epochs), seen[name])
         for name, member in named.items()
     ]
     if len(named) > 1:
         note = "; ".join(filter(None, [f"equal weights of {', '.join(names)}", _seen([*splits.values()], cohort.ids)]))
-        lines.append(cells(ENSEMBLE, _of(ENSEMBLE, rows), members[0].label_map.name, "", note))
+        lines.append(Line.of(ENSEMBLE, _of(ENSEMBLE, rows), members[0].label_map.name, "", note))
     write_rows(out / "cases.csv", rows)
     write_tables(out, lines, [_rules(cohort)])
     for name, words in seen.items():

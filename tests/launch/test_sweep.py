@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -33,19 +34,31 @@ def test_table_and_figures(sweep: tuple[Path, str]) -> None:
     table = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
     assert [line["member"] for line in table] == ["brats_segresnet_demo", "brats_unetr_demo", "Ensemble"]
     distances = ["HD95 TC", "HD95 WT", "HD95 ET"]
-    head = ["member", "Dice mean", "TC", "WT", "ET", *distances, "label map", "cases", "epochs", "note"]
-    assert list(table[0]) == head
+    dice = ["Dice mean", "TC", "WT", "ET"]
+    bounds = [f"{name} {end}" for name in dice for end in ("low", "high")]
+    assert list(table[0]) == ["member", *dice, *distances, *bounds, "label map", "cases", "epochs", "note"]
     rows = read_rows(out / "cases.csv")
     for line in table:
         scores = means(row for row in rows if row.member == line["member"])
         assert float(line["Dice mean"]) == pytest.approx(scores["mean"], abs=5e-4)
         for name in distances:
             assert float(line[name]) == pytest.approx(scores[name], abs=5e-3)
+        for name in dice:
+            low, mean, high = (float(line[key]) for key in (f"{name} low", name, f"{name} high"))
+            both = [row.scores[name.replace("Dice ", "")] for row in rows if row.member == line["member"]]
+            assert (low, high) == pytest.approx((min(both), max(both)), abs=5e-4)  # of two cases a quarter is one twice
+            assert low <= mean <= high
         assert line["cases"] == "2"
         assert line["label map"] == "msd"
     markdown = (out / "table.md").read_text()
     assert markdown.strip() in printed
     assert "Empty reference and empty prediction count 1" in markdown
+    low, high = (float(table[0][f"Dice mean {end}"]) for end in ("low", "high"))
+    assert f"{table[0]['Dice mean']} (" in markdown
+    assert re.search(r"\| +Dice mean +\|", markdown)
+    told = re.search(r"brats_segresnet_demo +\| +[\d.]+ \(([\d.]+)–([\d.]+)\)", markdown)
+    assert told is not None
+    assert [float(end) for end in told.groups()] == pytest.approx([low, high], abs=6e-3)
     cases = {row.case for row in rows}
     for name in [*cases, "dice"]:
         assert imread(out / "figures" / f"{name}.png").std() > 0.05

@@ -84,6 +84,7 @@ def test_a_cohort_in_other_codes_scores_what_its_written_files_do(
         assert float(line["Dice mean"]) == pytest.approx(expected["mean"], abs=5e-4)
         assert float(line["HD95 WT"]) == pytest.approx(expected["HD95 WT"], abs=5e-3)
         assert (line["cases"], line["label map"]) == ("2", "msd")
+        assert float(line["WT low"]) <= float(line["WT"]) <= float(line["WT high"])
     assert [table[name]["epochs"] for name in table] == ["2", "1", ""]
     assert table["native"]["note"] == ""
     assert table["Ensemble"]["note"] == "equal weights of native, coarse"
