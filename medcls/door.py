@@ -22,7 +22,7 @@ MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
 FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
 __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
-           "check_early", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
+           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
            "prepare"]  # fmt: skip
 
 
@@ -103,3 +103,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     from medcls.prediction import predict
 
     return predict(runs, weights, place, out)
+
+
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
+    """Scores on another data set are there for volumes only."""
+    raise UserError(f"{runs[0]} is a run on images, evaluate.py is for volumes: give them to launch/predict.py.")

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 TASK = "brats"
 Recipe = SegRecipe
-WORDS = "Dice on the original spacing"
+WORDS = "Dice on the original spacing, HD95 in mm"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
 __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
-           "check_early", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
+           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
            "prepare"]  # fmt: skip
 
 
@@ -113,3 +113,10 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     from medseg.prediction import predict
 
     return predict(runs, weights, place, out)
+
+
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
+    """Write the tables of members on a labelled data folder or, if `prepared`, a cache."""
+    from medseg.evaluation import evaluate
+
+    evaluate(runs, place, prepared, label_map, out)

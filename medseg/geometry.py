@@ -45,6 +45,12 @@ class Grid:
         """Size of the crop box at the file's own spacing, in canonical axes."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))  # type: ignore[return-value]
 
+    @property
+    def voxel_mm(self) -> tuple[float, float, float]:
+        """Size of the file's own voxels along the canonical axes."""
+        sizes = np.abs(nib.affines.voxel_sizes(np.array(self.affine)))
+        return tuple(sizes[np.argsort(np.asarray(self.flips_axes)[:, 0])].tolist())
+
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

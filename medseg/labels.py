@@ -45,6 +45,13 @@ class LabelMap:
         """Region masks (3, *shape) bool in the order of REGIONS from raw codes (*shape)."""
         return np.stack([np.isin(label, self.codes(region)) for region in REGIONS])
 
+    def recode(self, label: np.ndarray, other: "LabelMap") -> np.ndarray:
+        """The same tissues in the codes of another map: uint8 of any shape, 0 stays 0."""
+        codes = np.zeros(256, np.uint8)
+        for role in ("edema", "core", "enhancing"):
+            codes[getattr(self, role)] = getattr(other, role)
+        return codes[label]
+
     def label(self, probs_KDHW: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """Raw codes (D,H,W) uint8 from region probabilities: ET wins over TC, TC over WT, so regions nest."""
         tc, wt, et = (probs_KDHW[k] >= threshold for k in range(3))

@@ -1,10 +1,11 @@
 """Trained members, used together: from a prepared case or a raw scan to one label map."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from medseg import infer
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
 from medseg.models import build_model
-from medseg.msd import CaseFiles, read_scan
+from medseg.msd import CaseFiles, Scan, read_scan
 from medseg.preparation import LEAST_MM, Preparation, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medtrain import checkpoint
@@ -23,6 +24,9 @@ from medtrain.files import replacing
 from medtrain.recipe import build
 from medtrain.strategy import Forward, inference
 from medtrain.trained import read_best
+
+# The image (C,D,H,W) and grid of a case, prepared in the way that a member needs.
+Prepared = Callable[[Preparation], tuple[np.ndarray, Grid]]
 
 
 @dataclass
@@ -66,8 +70,7 @@ class Member:
         return self.preparation, window_of(self.recipe), self.recipe.evaluate, self.recipe.model.kernels
 
 
-def native_probs(members: Sequence[Member], prepared: Callable[[Preparation], tuple[np.ndarray, Grid]]
-                 ) -> Iterator[np.ndarray]:  # fmt: skip
+def native_probs(members: Sequence[Member], prepared: Prepared) -> Iterator[np.ndarray]:
     """Each member's region probabilities (3,D,H,W) in the crop box at the scan's own spacing, in their order, from the
     image (C,D,H,W) and grid that `prepared` gives. Neighbours that go the same way go over the windows together.
     """
@@ -92,20 +95,23 @@ def load_members(runs: Sequence[Path], device: torch.device) -> list[Member]:
     return members
 
 
+def preparing(case_id: str, scan: Scan, label_map: LabelMap) -> Prepared:
+    """Prepares a scan as members need it, each way once, and without its label: a new scan has none."""
+
+    @cache
+    def prepared(how: Preparation) -> tuple[np.ndarray, Grid]:
+        case = prepare_case(case_id, replace(scan, label_XYZ=None), label_map, how)
+        return case.image_CDHW, Grid.from_dict(case.facts["grid"])
+
+    return prepared
+
+
 def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[float], out: Path) -> Path:
     """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid."""
     label_map = members[0].label_map
-    scan = read_scan(CaseFiles(files.id, files.images, None), label_map)
-    prepared: dict[Preparation, Any] = {}
-
-    def prepare(preparation: Preparation) -> tuple[np.ndarray, Grid]:
-        if preparation not in prepared:
-            prepared[preparation] = prepare_case(files.id, scan, label_map, preparation)
-        case = prepared[preparation]
-        return case.image_CDHW, Grid.from_dict(case.facts["grid"])
-
-    combined = weighted_mean(native_probs(members, prepare), weights)
-    grid = Grid.from_dict(next(iter(prepared.values())).facts["grid"])
+    prepared = preparing(files.id, read_scan(CaseFiles(files.id, files.images, None), label_map), label_map)
+    combined = weighted_mean(native_probs(members, prepared), weights)
+    _, grid = prepared(members[0].preparation)
     path = out / f"{files.id}.nii.gz"
     with replacing(path) as temporary:
         to_nifti(paste(label_map.label(combined), grid), grid).to_filename(temporary)

@@ -1,10 +1,10 @@
 """The ensemble's rows and the table of a sweep: members, ensemble, failures with their reason."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,23 +12,50 @@ import torch
 from medseg.figures import overlay, write_box_plot, write_overlay
 from medseg.labels import REGIONS
 from medseg.members import Member, load_members, native_probs
-from medseg.metrics import score_case
+from medseg.metrics import DICE, HD95, score_case
 from medseg.task import SegTask
 from medtrain.cache import Cache
 from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_text
 from medtrain.progress import track
-from medtrain.results import CaseRow, means, read_done, read_rows, to_csv, to_markdown, write_rows
+from medtrain.results import CaseRow, intervals, means, read_done, read_rows, to_csv, to_markdown, write_rows
 from medtrain.wording import shown
 
-HEAD = ("member", "Dice mean", *REGIONS, "label map", "cases", "epochs", "note")
-SCORES = ("mean", *REGIONS)
+SCORES = ("Dice mean", *REGIONS, *HD95)
+BOUNDS = tuple(f"{name} {end}" for name in SCORES[: len(DICE)] for end in ("low", "high"))
+TOLD = ("label map", "cases", "epochs", "note")
 PICTURES = 8  # of a member that is in no ensemble, whose cases have been predicted before
 RULES = (
-    "Dice on the original spacing, mean over cases. Empty reference and empty prediction count 1, empty reference "
-    "and non-empty prediction 0."
+    "Dice and HD95 (mm) on the original spacing, mean over cases. Empty reference and empty prediction count 1 and "
+    "0 mm; where only one of them is empty, 0 and 373.13 mm. In brackets the 95 % bootstrap interval over cases; those "
+    "of the regions stand in table.csv."
 )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: means over cases with the intervals of Dice, what is told beside them, and a note; a member
+    that failed has its note only.
+    """
+
+    member: str
+    note: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    told: tuple[str, str, str] = ("–", "–", "–")  # label map, cases, epochs
+
+    @classmethod
+    def of(cls, member: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> Self:
+        """The line of a member's or an ensemble's rows."""
+        return cls(member, note, means(rows), intervals(rows, DICE), (label_map, str(len(rows)), epochs))
+
+    def numbers(self) -> list[str]:
+        """The cells of Dice and HD95; a score that a run of an earlier version lacks is empty."""
+        if not self.scores:
+            return ["–"] * len(SCORES)
+        distances = [f"{self.scores[key]:.2f}" if key in self.scores else "" for key in HD95]
+        return [*(f"{self.scores[key]:.3f}" for key in DICE), *distances]
 
 
 @dataclass(frozen=True)
@@ -43,9 +70,7 @@ class Entry:
     @cached_property
     def rows(self) -> list[CaseRow]:
         """Its cases under its own name; none while it is not done."""
-        return (
-            [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", SCORES)] if self.done else []
-        )
+        return [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", DICE)] if self.done else []
 
 
 def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights: str = "equal") -> int:
@@ -75,10 +100,9 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     write_rows(sweep / "cases.csv", [*rows, *together])
     lines = [_line(entry) for entry in entries] + _spread(done)
     if together:
-        lines.append(_cells("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
+        lines.append(Line.of("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
     judged = "test cases" if part == "test" else "validation cases, which also chose each member's checkpoint"
-    write_text(sweep / "table.csv", to_csv([HEAD, *lines]))
-    write_text(sweep / "table.md", to_markdown([HEAD, *lines], [RULES + f" Judged on {judged}."]))
+    write_tables(sweep, lines, [RULES + f" Judged on {judged}."])
     write_box_plot(sweep / "figures" / "dice.png", [*rows, *together])
     return len(entries) - len(done)
 
@@ -115,15 +139,16 @@ def _holds(weights: str, entries: Sequence[Entry]) -> str:
     return f"{weights} weights of {names}" + (f"; without {', '.join(missing)}" if missing else "")
 
 
-def _spread(done: Sequence[Entry]) -> list[list[str]]:
+def _spread(done: Sequence[Entry]) -> list[Line]:
     """A line a recipe that several members share: their mean, and the standard deviation of their mean Dice."""
-    lines = []
+    lines: list[Line] = []
     for name in dict.fromkeys(entry.recipe for entry in done):
         mine = [means(entry.rows) for entry in done if entry.recipe == name]
         if len(mine) > 1:
-            values = [f"{np.mean([scores[key] for scores in mine]):.3f}" for key in ("mean", *REGIONS)]
-            spread = np.std([scores["mean"] for scores in mine], ddof=1)
-            lines.append([f"{name}, mean of {len(mine)}", *values, "", "", "", f"standard deviation {spread:.3f}"])
+            known = [key for key in (*DICE, *HD95) if all(key in scores for scores in mine)]
+            mean = {key: float(np.mean([scores[key] for scores in mine])) for key in known}
+            note = f"standard deviation {np.std([scores['mean'] for scores in mine], ddof=1):.3f}"
+            lines.append(Line(f"{name}, mean of {len(mine)}", note, mean, told=("", "", "")))
     return lines
 
 
@@ -146,7 +171,7 @@ def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[f
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
         probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
         label = task.label_map.label(weighted_mean(probs, weights))
-        scores = score_case(label, reference, task.label_map)
+        scores = score_case(label, reference, task.label_map, grid.voxel_mm)
         rows.append(CaseRow(member=name, case=case, part=part, scores=scores))
         title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
         write_overlay(figures / f"{case}.png", overlay(task.flair(case), reference, label, task.label_map), title)
@@ -158,13 +183,23 @@ def _reason(run: Path) -> str:
     return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
 
 
-def _line(entry: Entry) -> list[str]:
+def _line(entry: Entry) -> Line:
     if entry.done is None:
-        return [entry.label, *["–"] * 4, "–", "–", "–", f"failed: {_reason(entry.run)}"]
-    return _cells(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
+        return Line(entry.label, f"failed: {_reason(entry.run)}")
+    return Line.of(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
 
 
-def _cells(name: str, rows: Sequence[CaseRow], label_map: str, epochs: str, note: str) -> list[str]:
-    scores = means(rows)
-    values = [f"{scores[key]:.3f}" for key in ("mean", *REGIONS)]
-    return [name, *values, label_map, str(len(rows)), epochs, note]
+def write_tables(place: Path, lines: Sequence[Line], notes: Sequence[str]) -> None:
+    """Write table.csv, with the intervals as columns of their own, and table.md, with notes below."""
+    plain = [["member", *SCORES, *BOUNDS, *TOLD]]
+    pretty = [["member", *SCORES, *TOLD]]
+    for line in lines:
+        first, *others = line.numbers()
+        ends = [f"{end:.3f}" for key in DICE for end in line.bounds[key]] if line.bounds else [""] * len(BOUNDS)
+        plain.append([line.member, first, *others, *ends, *line.told, line.note])
+        if line.bounds:
+            low, high = line.bounds["mean"]
+            first += f" ({low:.2f}–{high:.2f})"
+        pretty.append([line.member, first, *others, *line.told, line.note])
+    write_text(place / "table.csv", to_csv(plain))
+    write_text(place / "table.md", to_markdown(pretty, notes))

@@ -1,5 +1,6 @@
 """Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,19 +30,13 @@ class SegTask:
     """The task over one cache; raises UserError where recipe and cache do not fit."""
 
     best_by = "mean"
+    surfaces = False  # whether `score` measures surfaces: not while training, for which their distances take too long
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
         check_preparation(cache.path, cache.preparation, Preparation().version)
         self.recipe, self.cache = recipe, cache
         cache.verifying = recipe.data.verify
-        try:
-            self.label_map = LabelMap.from_dict(cache.labels)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
-        if len(cache.channels) != len(CHANNELS):
-            raise UserError(
-                f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
-            )
+        self.label_map = read_label_map(cache)
         if abs(cache.spacing_mm - recipe.data.spacing_mm) > 1e-6:
             raise UserError(
                 f"{cache.path} has spacing {cache.spacing_mm:g} mm, the recipe {recipe.data.spacing_mm:g} (0: the "
@@ -91,17 +86,19 @@ class SegTask:
         self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing, case by case."""
+        self.surfaces = thorough
         flips = thorough and self.recipe.evaluate.flips
         for case in cases:
             probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
             yield case, infer.to_native(probs, self.grid(case).native)
 
     def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
-        """Dice per region on the scan's own spacing."""
-        return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map)
+        """Dice per region on the scan's own spacing; HD95 too where the predictions are the final ones."""
+        spacing_mm = self.grid(case).voxel_mm if self.surfaces else None
+        return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map, spacing_mm)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Mean Dice over cases."""
+        """The mean of each score over cases."""
         return means(rows)
 
     def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
@@ -152,27 +149,48 @@ class SegTask:
 
     def grid(self, case: str) -> Grid:
         """The way back to the scan's own grid; raises UserError where it does not lead there."""
-        facts = self.cache.facts(case)
-        try:
-            grid = Grid.from_dict(facts["grid"])
-            fits = grid.native == self.cache.array(case, self._reference(case)).shape
-        except (KeyError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
-            raise UserError(f"{self.cache.path}: case {case} is damaged (its grid): prepare it again.")
-        return grid
+        return read_grid(self.cache, case)
 
     def reference(self, case: str) -> np.ndarray:
         """The true label in the crop box at the scan's own spacing, (D,H,W) uint8."""
-        return self.cache.read(case, self._reference(case))
-
-    def _reference(self, case: str) -> str:
-        return "label_native" if self.cache.has(case, "label_native") else "label"
+        return self.cache.read(case, reference_name(self.cache, case))
 
     def flair(self, case: str) -> np.ndarray:
         """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""
         volume = torch.from_numpy(self.cache.read(case, "image")[:1].astype(np.float32))
         return infer.to_native(volume, self.grid(case).native)[0]
+
+
+def read_label_map(cache: Cache) -> LabelMap:
+    """What a cache's labels mean; raises UserError where it does not tell, or has other channels than ours."""
+    try:
+        label_map = LabelMap.from_dict(cache.labels)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
+    if len(cache.channels) != len(CHANNELS):
+        raise UserError(
+            f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
+        )
+    return label_map
+
+
+def read_grid(cache: Cache, case: str) -> Grid:
+    """The way back to a case's own grid; raises UserError where it does not lead there."""
+    facts = cache.facts(case)
+    try:
+        grid = Grid.from_dict(facts["grid"])
+        fits = grid.native == cache.array(case, reference_name(cache, case)).shape
+        fits = fits and all(0 < mm < math.inf for mm in grid.voxel_mm)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{cache.path}: case {case} is damaged (its grid): prepare it again.")
+    return grid
+
+
+def reference_name(cache: Cache, case: str) -> str:
+    """Which array holds the true label in the crop box at the scan's own spacing."""
+    return "label_native" if cache.has(case, "label_native") else "label"
 
 
 def example(recipe: SegRecipe, batch: int, device: torch.device, kernels: Impl = "reference") -> Example:

@@ -40,6 +40,9 @@ CASES = [
     (("prepare", "phantom", "--out", "FILE/p", "--cases", "1"), "FILE"),
     (("predict", "--members", "OUT", "--image", "FILE", "--out", "OUT/p"), "recipe.json is not there"),
     (("predict", "--members", "DATA", "--image", "DATA/none", "--out", "OUT/p"), "is not there: give a file"),
+    (("evaluate", "--members", "OUT", "--data", "DATA", "--out", "OUT/e"), "recipe.json is not there"),
+    (("evaluate", "--members", "OUT", "--data", "DATA", "--out", "DATA"), "not overwritten"),
+    (("evaluate", "--members", "OUT", "--cache", "CACHE", "--label-map", "msd", "--out", "OUT/e"), "leave it out"),
     (("sweep", "brats_demo", "--data", "DATA", "--out", "FILE/s"), "FILE"),
     (("finish", "FILE"), "no plan.json"),
     (

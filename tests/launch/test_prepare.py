@@ -28,7 +28,7 @@ def test_phantom_makes_a_data_set_that_prepares(tmp_path: Path) -> None:
     assert "prepare: 2/2" in done.stdout
 
 
-@pytest.mark.parametrize("program", ["prepare", "train", "sweep", "predict", "finish"])
+@pytest.mark.parametrize("program", ["prepare", "train", "sweep", "predict", "finish", "evaluate"])
 def test_help_needs_nothing(program: str) -> None:
     done = run_script(program, "--help")
     assert done.returncode == 0

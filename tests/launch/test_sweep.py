@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from launch_helpers import ROOT, run_main, run_script
 from matplotlib.image import imread
 
-from medtrain.results import means, read_rows
+from medtrain.results import means, read_rows, write_rows
 
 SETS = ("data.crop=32,32,32", "train.epochs=1", "train.validate_every=1", "data.val_fraction=0.4")
 QUICK = [part for item in SETS for part in ("--set", item)]
@@ -31,16 +33,32 @@ def test_table_and_figures(sweep: tuple[Path, str]) -> None:
     out, printed = sweep
     table = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
     assert [line["member"] for line in table] == ["brats_segresnet_demo", "brats_unetr_demo", "Ensemble"]
-    assert list(table[0]) == ["member", "Dice mean", "TC", "WT", "ET", "label map", "cases", "epochs", "note"]
+    distances = ["HD95 TC", "HD95 WT", "HD95 ET"]
+    dice = ["Dice mean", "TC", "WT", "ET"]
+    bounds = [f"{name} {end}" for name in dice for end in ("low", "high")]
+    assert list(table[0]) == ["member", *dice, *distances, *bounds, "label map", "cases", "epochs", "note"]
     rows = read_rows(out / "cases.csv")
     for line in table:
         scores = means(row for row in rows if row.member == line["member"])
         assert float(line["Dice mean"]) == pytest.approx(scores["mean"], abs=5e-4)
+        for name in distances:
+            assert float(line[name]) == pytest.approx(scores[name], abs=5e-3)
+        for name in dice:
+            low, mean, high = (float(line[key]) for key in (f"{name} low", name, f"{name} high"))
+            both = [row.scores[name.replace("Dice ", "")] for row in rows if row.member == line["member"]]
+            assert (low, high) == pytest.approx((min(both), max(both)), abs=5e-4)  # of two cases a quarter is one twice
+            assert low <= mean <= high
         assert line["cases"] == "2"
         assert line["label map"] == "msd"
     markdown = (out / "table.md").read_text()
     assert markdown.strip() in printed
     assert "Empty reference and empty prediction count 1" in markdown
+    low, high = (float(table[0][f"Dice mean {end}"]) for end in ("low", "high"))
+    assert f"{table[0]['Dice mean']} (" in markdown
+    assert re.search(r"\| +Dice mean +\|", markdown)
+    told = re.search(r"brats_segresnet_demo +\| +[\d.]+ \(([\d.]+)–([\d.]+)\)", markdown)
+    assert told is not None
+    assert [float(end) for end in told.groups()] == pytest.approx([low, high], abs=6e-3)
     cases = {row.case for row in rows}
     for name in [*cases, "dice"]:
         assert imread(out / "figures" / f"{name}.png").std() > 0.05
@@ -84,6 +102,22 @@ def test_a_member_that_is_alone_has_pictures_too(sweep: tuple[Path, str], tmp_pa
     rows = read_rows(out / "cases.csv")
     assert {row.member for row in rows} == {"brats_segresnet_demo"}
     assert {path.stem for path in (out / "figures").iterdir()} == {*(row.case for row in rows), "dice"}
+
+
+def test_runs_without_distances_stay_in_the_tables(sweep: tuple[Path, str], tmp_path: Path) -> None:
+    """A member of an earlier version has Dice only: its cells are empty, the ensemble's are not."""
+    out = tmp_path / "old"
+    shutil.copytree(sweep[0], out)
+    old = next(out.glob("brats_segresnet_demo-*/cases.csv"))
+    rows = read_rows(old)
+    write_rows(old, [replace(row, scores={n: v for n, v in row.scores.items() if "HD95" not in n}) for row in rows])
+    assert run_main("finish", out) == 0
+    lines = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
+    assert [bool(line["HD95 ET"]) for line in lines] == [False, True, True]
+    assert all(float(line["ET"]) >= 0 for line in lines)
+    assert {"HD95 WT" in row.scores for row in read_rows(out / "cases.csv") if row.member == lines[0]["member"]} == {
+        False
+    }
 
 
 def test_a_failed_member_is_a_row_with_its_reason(

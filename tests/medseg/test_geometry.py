@@ -34,6 +34,17 @@ def test_canonical_equals_nibabel_and_inverts(codes: str) -> None:
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_voxel_sizes_go_with_the_canonical_axes(codes: str) -> None:
+    affine = affine_of(codes)
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.zeros((7, 8, 9), np.uint8), affine))
+    flips_axes = geometry.orientation(affine)
+    nothing = (0, 0, 0)
+    grid = Grid((7, 8, 9), tuple(map(tuple, affine.tolist())), tuple(map(tuple, flips_axes.tolist())), nothing,
+                nothing, nothing, "")  # fmt: skip
+    assert grid.voxel_mm == pytest.approx(image.header.get_zooms(), rel=1e-5)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_paste_puts_the_crop_back_where_it_was(codes: str) -> None:
     label = np.zeros((7, 8, 9), np.uint8)
     label[2:5, 3:7, 4:8] = np.random.default_rng(0).integers(0, 4, (3, 4, 4))

@@ -49,3 +49,13 @@ def test_scans_of_one_patient_by_brats_2023s_names() -> None:
     assert patient_of("BraTS-MEN-00005-000") != patient_of("BraTS-GLI-00005-000")
     for name in ("BRATS_001", "Brats18_TCIA01_378_1", "BraTS2021_00005"):
         assert patient_of(name) == name
+
+
+def test_recoding_keeps_the_regions() -> None:
+    label = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    for name in ("brats18", "brats23", "msd"):
+        other = KNOWN["msd"].recode(label, KNOWN[name])
+        assert other.dtype == np.uint8
+        assert np.array_equal(KNOWN[name].regions(other), KNOWN["msd"].regions(label))
+        assert np.array_equal(KNOWN[name].recode(other, KNOWN["msd"]), label)
+    assert set(np.unique(KNOWN["msd"].recode(label, KNOWN["brats18"])).tolist()) == {0, 1, 2, 4}

@@ -16,7 +16,7 @@ from medlaunch.train import run
 from medseg import infer
 from medseg.geometry import Grid
 from medseg.members import Member, load_members, native_probs
-from medseg.metrics import score_case
+from medseg.metrics import ONE_EMPTY_MM, score_case
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
@@ -59,7 +59,7 @@ def test_a_predicted_file_scores_what_the_run_says(
         assert found.get_data_dtype() == np.uint8
         truth = np.asarray(nib.load(phantoms / "labelsTr" / f"{row.case}.nii.gz").dataobj)
         label_map = Member.load(runs[which], torch.device("cpu")).label_map
-        scores = score_case(np.asarray(found.dataobj), truth, label_map)
+        scores = score_case(np.asarray(found.dataobj), truth, label_map, source.header.get_zooms()[:3])
         masks = [
             SimpleITK.ReadImage(str(file)) > 0
             for file in (tmp_path / f"{row.case}.nii.gz", phantoms / "labelsTr" / f"{row.case}.nii.gz")
@@ -69,6 +69,8 @@ def test_a_predicted_file_scores_what_the_run_says(
         assert overlap.GetDiceCoefficient() == pytest.approx(scores["WT"], abs=1e-9)
         # preparing without the label may crop a voxel tighter where tumour leaves the brain
         assert scores["WT"] == pytest.approx(row.scores["WT"], abs=5e-3)
+        assert scores["HD95 WT"] == pytest.approx(row.scores["HD95 WT"], abs=0.5)
+        assert (scores["HD95 ET"] == ONE_EMPTY_MM) == (row.scores["HD95 ET"] == ONE_EMPTY_MM)
 
 
 def test_a_folder_and_several_members(runs: list[Path], phantoms: Path, tmp_path: Path) -> None:
@@ -126,6 +128,12 @@ def test_native_dice_is_taken_on_the_original_spacing(coarse: Path, runs: list[P
     opened = Cache(coarse)
     for row in read_rows(runs[1] / "cases.csv"):
         assert opened.array(row.case, "label_native").shape > opened.array(row.case, "label").shape
+
+
+def test_validation_while_training_measures_no_surface(runs: list[Path]) -> None:
+    for run_folder in runs:
+        assert "HD95" not in (run_folder / "metrics.jsonl").read_text()
+        assert "HD95 ET" in (run_folder / "cases.csv").read_text()
 
 
 def test_neighbours_of_one_way_go_over_the_windows_together(

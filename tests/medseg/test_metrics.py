@@ -1,4 +1,4 @@
-"""Our Dice equals MONAI's on the same arrays and SimpleITK's on the written files; empty masks are said out loud."""
+"""Our Dice and HD95 equal MONAI's on the same arrays and SimpleITK's on written files; empty masks are said aloud."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from monai.metrics import DiceMetric
+from monai.metrics import DiceMetric, compute_hausdorff_distance
+from scipy import ndimage
 
 from medseg.labels import KNOWN, REGIONS
-from medseg.metrics import dice, score_case
+from medseg.metrics import DICE, HD95, ONE_EMPTY_MM, dice, hd95, score_case
 
 
 def blobs(seed: int, shape: tuple[int, ...] = (11, 12, 13)) -> np.ndarray:
@@ -68,6 +69,71 @@ def test_empty_masks_and_where_the_others_differ() -> None:
     assert not np.isfinite(overlap.GetDiceCoefficient())
 
 
+def smooth(seed: int, shape: tuple[int, ...] = (30, 26, 22)) -> np.ndarray:
+    """A few round things, some of them cut off by the volume's edge."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return ndimage.gaussian_filter(noise, 3) > 0.02
+
+
+SPACING_MM = (0.9, 1.2, 3.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hd95_equals_monai(seed: int) -> None:
+    p, r = smooth(seed), smooth(seed + 9)
+    tensors = (torch.from_numpy(mask)[None, None] for mask in (p, r))
+    monais = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING_MM)
+    assert hd95(p, r, SPACING_MM) == pytest.approx(monais.item(), rel=1e-5)
+    assert hd95(r, p, SPACING_MM) == hd95(p, r, SPACING_MM)
+
+
+def test_hd95_equals_simpleitk_on_anisotropic_voxels() -> None:
+    """Distances to the other surface by SimpleITK's Maurer map, between contours by its filter."""
+    masks = [np.pad(smooth(seed), 1) for seed in (1, 2)]  # its contours ignore the volume's edge
+    contours, maps = [], []
+    for mask in masks:
+        image = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
+        image.SetSpacing(SPACING_MM[::-1])  # SimpleITK counts axes from the last
+        contour = SimpleITK.LabelContour(image, fullyConnected=False)
+        distance = SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True)
+        contours.append(SimpleITK.GetArrayFromImage(contour) > 0)
+        maps.append(np.abs(SimpleITK.GetArrayFromImage(distance)))
+    ways = [np.percentile(maps[1][contours[0]], 95), np.percentile(maps[0][contours[1]], 95)]
+    assert hd95(masks[0], masks[1], SPACING_MM) == pytest.approx(max(ways), rel=1e-5)
+
+
+def test_hd95_of_shifted_boxes_and_a_stray_voxel() -> None:
+    reference = np.zeros((20, 20, 20), bool)
+    reference[5:12, 5:12, 5:12] = True
+    shifted = np.roll(reference, 2, axis=2)
+    assert hd95(reference, reference, SPACING_MM) == 0
+    assert hd95(shifted, reference, SPACING_MM) == pytest.approx(6.0)  # 2 voxels of 3 mm
+    assert hd95(np.roll(reference, 2, axis=0), reference, SPACING_MM) == pytest.approx(1.8)
+    stray = reference.copy()
+    stray[0, 0, 0] = True  # one of 219 surface voxels: beyond the 95th percentile
+    assert hd95(stray, reference, SPACING_MM) == 0
+
+
+def test_hd95_of_empty_masks_is_that_of_brats() -> None:
+    empty, full = np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)
+    assert hd95(empty, empty, SPACING_MM) == 0
+    assert hd95(full, empty, SPACING_MM) == hd95(empty, full, SPACING_MM) == ONE_EMPTY_MM
+    assert pytest.approx(np.linalg.norm((240, 240, 155)), abs=0.005) == ONE_EMPTY_MM
+
+
+def test_a_case_has_hd95_where_its_voxels_are_known() -> None:
+    msd = KNOWN["msd"]
+    prediction, reference = blobs(1), blobs(2)
+    assert list(score_case(prediction, reference, msd)) == list(DICE)
+    scores = score_case(prediction, reference, msd, SPACING_MM)
+    assert list(scores) == [*DICE, *HD95] == ["mean", "TC", "WT", "ET", "HD95 TC", "HD95 WT", "HD95 ET"]
+    for region, p, r in zip(REGIONS, msd.regions(prediction), msd.regions(reference), strict=True):
+        assert scores[f"HD95 {region}"] == hd95(p, r, SPACING_MM)
+
+
 def test_shapes_must_agree() -> None:
+    masks = np.zeros((2, 2, 2), bool), np.zeros((2, 2, 3), bool)
     with pytest.raises(ValueError, match="reference"):
-        dice(np.zeros((2, 2, 2), bool), np.zeros((2, 2, 3), bool))
+        dice(*masks)
+    with pytest.raises(ValueError, match="reference"):
+        hd95(*masks, SPACING_MM)

@@ -16,7 +16,7 @@ from medtrain.errors import UserError, exit_code, out_of_memory
 from medtrain.files import beside, remove_leftovers, replacing, write_json
 from medtrain.progress import Progress, duration
 from medtrain.recipe import Optim, Recipe
-from medtrain.results import CaseRow, means, read_rows, to_markdown, write_rows
+from medtrain.results import CaseRow, intervals, means, read_rows, to_markdown, write_rows
 from medtrain.schedule import learning_rate
 from medtrain.tracker import Tracker
 
@@ -67,6 +67,30 @@ def test_validation_weights_need_validation_scores() -> None:
         weights_from({"a": None, "b": 0.25}, "validation")
 
 
+def test_intervals_are_percentiles_of_means_of_drawn_cases() -> None:
+    values = np.random.default_rng(1).uniform(0.5, 1, (12, 2))
+    rows = [CaseRow(member="m", case=f"c{n:02}", part="val", scores={"mean": a, "TC": b, "x": 9.0})
+            for n, (a, b) in enumerate(values)]  # fmt: skip
+    found = intervals(rows, ("mean", "TC"))
+    draws = np.random.default_rng(0).integers(0, 12, (1000, 12))
+    for column, name in enumerate(("mean", "TC")):
+        drawn = values[draws, column].mean(1)
+        assert found[name] == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))), abs=1e-12)
+        low, high = found[name]
+        assert low < values[:, column].mean() < high
+        assert high - low == pytest.approx(2 * 1.96 * values[:, column].std() / 12**0.5, rel=0.1)
+    assert intervals(rows[::-1], ("mean", "TC")) == found  # whatever the order
+    assert intervals(rows[:1], ("mean", "TC")) == intervals([], ("mean",)) == {}
+    same = [CaseRow(member="m", case=c, part="val", scores={"mean": 0.5}) for c in "ab"]
+    assert intervals(same, ("mean",)) == {"mean": (0.5, 0.5)}
+
+
+def test_numbers_with_an_interval_stand_on_the_right() -> None:
+    text = to_markdown([["member", "Dice mean"], ["a", "0.870 (0.83–0.90)"], ["b", "–"], ["c", "0.1"]])
+    assert text.splitlines()[1].endswith(":|")
+    assert text.splitlines()[3].endswith("  – |")
+
+
 def test_rows_round_trip_and_means(tmp_path: Path) -> None:
     rows = [CaseRow(member="m, x", case=f"ü{i}", part="val", scores={"mean": i / 3, "TC": 1.0}) for i in range(3)]
     write_rows(tmp_path / "cases.csv", rows)
@@ -74,6 +98,17 @@ def test_rows_round_trip_and_means(tmp_path: Path) -> None:
     assert [(r.member, r.case) for r in read] == [(r.member, r.case) for r in rows]
     assert means(read) == pytest.approx({"mean": 1 / 3, "TC": 1.0})
     assert means([]) == {}
+    more = [CaseRow(member="n", case="a", part="val", scores={"mean": 0.5, "TC": 0.5, "HD95 TC": 2.25})]
+    write_rows(tmp_path / "cases.csv", [*rows, *more])
+    assert (tmp_path / "cases.csv").read_text().splitlines()[1].endswith(",0,1,")  # nothing where nothing was measured
+    mixed = read_rows(tmp_path / "cases.csv", ("mean", "TC"))
+    assert [dict(row.scores) for row in mixed[3:]] == [more[0].scores]
+    assert list(means(mixed)) == ["mean", "TC"]
+    with pytest.raises(UserError, match=r"cases\.csv"):
+        read_rows(tmp_path / "cases.csv", ("mean", "HD95 TC"))
+    (tmp_path / "cases.csv").write_text("member,case,part,mean,TC\nm,a,val,1,1\nm,b,val,1,\n")
+    with pytest.raises(UserError, match=r"cases\.csv"):
+        read_rows(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("member,case\nx")
     with pytest.raises(UserError, match=r"cases\.csv"):
         read_rows(tmp_path / "cases.csv")

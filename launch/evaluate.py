@@ -1,0 +1,36 @@
+"""Score trained members and their mean on a labelled data set that they need not come from:
+`evaluate.py --members RUN... --data DIR|--cache C.h5 --out DIR` writes cases.csv, table.csv and table.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medlaunch.options import door_of_run
+from medtrain.errors import UserError, exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=Path, nargs="+", required=True, help="run folders; several are averaged too")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="labelled data set in MSD or BraTS form")
+    source.add_argument("--cache", type=Path, help="the same, made by launch/prepare.py as the members' own data was")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--label-map", default="auto", help="of --data: auto, msd, legacy, brats18 or brats23")
+    options = parser.parse_args(argv)
+    if options.cache and options.label_map != "auto":
+        raise UserError(f"--label-map belongs to --data, {options.cache} tells its own: leave it out.")
+    for file in ("plan.json", "recipe.json", "dataset.json"):
+        if (options.out / file).exists():
+            raise UserError(f"{options.out} holds a {file}, its files are not overwritten: give another --out.")
+    door = door_of_run(options.members[0])
+    door.evaluate(options.members, options.data or options.cache, bool(options.cache), options.label_map, options.out)
+    print((options.out / "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

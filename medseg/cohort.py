@@ -1,0 +1,84 @@
+"""Labelled cases that members are judged on, from a data folder or from a prepared cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from medseg.geometry import Grid
+from medseg.members import Member, Prepared, preparing
+from medseg.msd import read_dataset, read_scan
+from medseg.preparation import Preparation
+from medseg.task import read_grid, read_label_map, reference_name
+from medtrain.cache import Cache
+from medtrain.errors import UserError
+from medtrain.recipe import build
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A case as members see it and as it is judged.
+
+    `reference` holds the cohort's codes, with voxels of `spacing_mm` along its axes: if `whole`, on the file's own grid
+    (X,Y,Z), else in the crop box at the scan's own spacing (D,H,W).
+    """
+
+    prepared: Prepared
+    reference: np.ndarray
+    spacing_mm: Sequence[float]
+    whole: bool
+
+
+class ScanCohort:
+    """A data folder in MSD or BraTS form, judged on the files' own grids."""
+
+    def __init__(self, folder: Path, label_map: str = "auto"):
+        found = read_dataset(folder, label_map)
+        self.origin, self.label_map = folder, found.label_map
+        self._files = {case.id: case for case in found.cases}
+        self.ids = sorted(self._files)
+
+    def check(self, run: Path, member: Member) -> None:
+        """Scans can be prepared for any member."""
+
+    def read(self, case: str) -> LabelledCase:
+        """Prepare a scan as a new one is: the members do not profit from its label's box."""
+        scan = read_scan(self._files[case], self.label_map)
+        assert scan.label_XYZ is not None
+        spacing_mm = nib.affines.voxel_sizes(scan.affine).tolist()
+        return LabelledCase(preparing(case, scan, self.label_map), scan.label_XYZ, spacing_mm, whole=True)
+
+
+class CacheCohort:
+    """A prepared cache, judged in each case's crop box at the scan's own spacing: it holds all of the label."""
+
+    def __init__(self, path: Path):
+        self.origin, self.cache = path, Cache(path, verify=True)
+        self.label_map, self.ids = read_label_map(self.cache), self.cache.ids
+        self.preparation = build(Preparation, self.cache.preparation, f"{path}, preparation")
+
+    def check(self, run: Path, member: Member) -> None:
+        """The cache must have been prepared as the member's training data was."""
+        ours, theirs = self.preparation, member.preparation
+        if ours.version != theirs.version:
+            raise UserError(f"{self.origin} was prepared by another version of this program: prepare it again.")
+        if ours.spacing_mm != theirs.spacing_mm:
+            raise UserError(
+                f"{self.origin} was prepared at {ours.spacing_mm:g} mm, the data of {run} at {theirs.spacing_mm:g} mm "
+                "(0: the scans' own spacing): give --data and the folder it was made from."
+            )
+
+    def read(self, case: str) -> LabelledCase:
+        """A case as it was prepared."""
+        grid = read_grid(self.cache, case)
+        image, reference = self.cache.read(case, "image"), self.cache.read(case, reference_name(self.cache, case))
+
+        def prepared(how: Preparation) -> tuple[np.ndarray, Grid]:
+            return image, grid
+
+        return LabelledCase(prepared, reference, grid.voxel_mm, whole=False)
+
+
+Cohort = ScanCohort | CacheCohort

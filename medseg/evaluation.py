@@ -1,0 +1,144 @@
+"""Scores of trained members and of their mean on a labelled cohort that none of them needs to have come from."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medseg.cohort import CacheCohort, Cohort, ScanCohort
+from medseg.geometry import paste
+from medseg.members import Member, load_members, native_probs
+from medseg.metrics import score_case
+from medseg.table import RULES, Line, write_tables
+from medtrain.ensemble import weighted_mean
+from medtrain.errors import UserError
+from medtrain.files import read_json
+from medtrain.progress import track
+from medtrain.results import CaseRow, write_rows
+from medtrain.wording import plain, shown
+
+ENSEMBLE = "Ensemble"
+PART = "cohort"
+
+
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
+    """Judge members and, of several, their mean with equal weights on every labelled case; writes cases.csv, table.csv
+    and table.md into `out`.
+
+    `place` is a data folder, read under `label_map`, or, if `prepared`, a cache. Cases with the name of one that a
+    member has seen are counted in the table and in a warning. Raises UserError; `out` then holds nothing new.
+    """
+    names = _names(runs)
+    splits = {name: _split(run) for name, run in zip(names, runs, strict=True)}
+    cohort: Cohort = CacheCohort(place) if prepared else ScanCohort(place, label_map)
+    members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for run, member in zip(runs, members, strict=True):
+        cohort.check(run, member)
+    _check_coding(cohort, members[0])
+    out.mkdir(parents=True, exist_ok=True)  # before hours of work
+    named = dict(zip(names, members, strict=True))
+    rows: list[CaseRow] = []
+    for case in track(cohort.ids, len(cohort.ids), "evaluate"):
+        rows += _judged(cohort, case, named)
+    rows.sort(key=lambda row: [*names, ENSEMBLE].index(row.member))
+    seen = {name: _seen([split], cohort.ids) for name, split in splits.items()}
+    lines = [
+        Line.of(name, _of(name, rows), member.label_map.name, str(member.recipe.train.epochs), seen[name])
+        for name, member in named.items()
+    ]
+    if len(named) > 1:
+        note = "; ".join(filter(None, [f"equal weights of {', '.join(names)}", _seen([*splits.values()], cohort.ids)]))
+        lines.append(Line.of(ENSEMBLE, _of(ENSEMBLE, rows), members[0].label_map.name, "", note))
+    write_rows(out / "cases.csv", rows)
+    write_tables(out, lines, [_rules(cohort)])
+    for name, words in seen.items():
+        if words:
+            print(f"WARNING: {name}, by the cases' names: {words}.", file=sys.stderr)
+
+
+def _of(name: str, rows: Sequence[CaseRow]) -> list[CaseRow]:
+    return [row for row in rows if row.member == name]
+
+
+def _rules(cohort: Cohort) -> str:
+    codes = f"label map {cohort.label_map.name}"
+    return (
+        f"{RULES} Judged on the {len(cohort.ids)} labelled cases of {shown(cohort.origin)} ({codes}). Which of them "
+        "a member has seen before is told by their names."
+    )
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """What the table calls each member: its folder's name, or its path where two are named alike."""
+    places = [run.resolve() for run in runs]
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is named twice in --members: leave one out.")
+    short = [place.name for place in places]
+    alike = len(set(short)) < len(short) or ENSEMBLE in short
+    names = [str(place) if alike else name for place, name in zip(places, short, strict=True)]
+    for name in names:
+        if not plain(name):
+            raise UserError(f"{shown(name)} can be no name in a table: rename the folder.")
+    return names
+
+
+def _split(run: Path) -> Mapping[str, set[str]] | None:
+    """The names of the cases that a run was trained on and chosen by; None where it does not tell."""
+    path = run / "split.json"
+    if not path.exists():
+        return None
+    split = read_json(path)
+    parts = {part: split.get(part) for part in ("train", "val")}
+    if not all(isinstance(ids, list) and all(isinstance(case, str) for case in ids) for ids in parts.values()):
+        raise UserError(f"{path} is damaged: take it from an intact copy, or remove it.")
+    return {part: set(ids) for part, ids in parts.items()}  # type: ignore[arg-type]
+
+
+def _seen(splits: Sequence[Mapping[str, set[str]] | None], ids: Sequence[str]) -> str:
+    """How many cases one of some members was trained on, and how many others chose its checkpoint, in words."""
+    known = [split for split in splits if split is not None]
+    train = set(ids).intersection(*[set().union(*(split["train"] for split in known))])
+    val = set(ids).intersection(*[set().union(*(split["val"] for split in known))]) - train
+    words = [f"{len(train)} of {len(ids)} cases were in training"] if train else []
+    words += [f"{len(val)} of {len(ids)} chose the checkpoint"] if val else []
+    words += ["seen cases unknown (no split.json)"] if len(known) < len(splits) else []
+    return ", ".join(words)
+
+
+def _check_coding(cohort: Cohort, member: Member) -> None:
+    """Codes of the same tissues can be mapped; those of the legacy reading are of other tissues."""
+    ours, theirs = cohort.label_map, member.label_map
+    if ours != theirs and "legacy" in (ours.name, theirs.name):
+        raise UserError(
+            f"{cohort.origin} is read under label map {ours.name}, the members were trained under {theirs.name}: "
+            "legacy may call another tissue enhancing tumour, so read both under one --label-map."
+        )
+
+
+def _judged(cohort: Cohort, case: str, members: Mapping[str, Member]) -> list[CaseRow]:
+    """The rows of one case: each member's and, of several, that of their mean."""
+    labelled = cohort.read(case)
+    first = next(iter(members.values()))
+    label_map = first.label_map
+    reference = cohort.label_map.recode(labelled.reference, label_map)
+    rows: list[CaseRow] = []
+
+    def judge(name: str, probs_KDHW: np.ndarray) -> None:
+        label = label_map.label(probs_KDHW)
+        if labelled.whole:
+            label = paste(label, labelled.prepared(first.preparation)[1])
+        scores = score_case(label, reference, label_map, labelled.spacing_mm)
+        rows.append(CaseRow(member=name, case=case, part=PART, scores=scores))
+
+    def each() -> Iterator[np.ndarray]:
+        for name, probs in zip(members, native_probs(list(members.values()), labelled.prepared), strict=True):
+            judge(name, probs)
+            yield probs
+
+    mean = weighted_mean(each(), [1.0] * len(members))
+    if len(members) > 1:
+        judge(ENSEMBLE, mean)
+    return rows
