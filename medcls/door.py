@@ -22,8 +22,8 @@ MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
 FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
 __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
-           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
-           "prepare"]  # fmt: skip
+           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache",
+           "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":

@@ -127,7 +127,7 @@ class ClsTask:
         flips = thorough and self.recipe.evaluate.flips
         yield from zip(cases, class_probs(forward, loader, len(cases), flips=flips), strict=True)
 
-    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
+    def score(self, case: str, prediction: np.ndarray, *, thorough: bool) -> dict[str, float]:
         """Class, prediction and probabilities of an image."""
         return metrics.row_scores(self._target[case], prediction, self.classes)
 

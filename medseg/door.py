@@ -21,8 +21,8 @@ MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
 __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
-           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache", "predict",
-           "prepare"]  # fmt: skip
+           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache",
+           "predict", "prepare"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":

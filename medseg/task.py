@@ -30,7 +30,6 @@ class SegTask:
     """The task over one cache; raises UserError where recipe and cache do not fit."""
 
     best_by = "mean"
-    surfaces = False  # whether `score` measures surfaces: not while training, for which their distances take too long
 
     def __init__(self, recipe: SegRecipe, cache: Cache):
         check_preparation(cache.path, cache.preparation, Preparation().version)
@@ -86,15 +85,14 @@ class SegTask:
         self, forward: Callable[[torch.Tensor], torch.Tensor], cases: Sequence[str], *, thorough: bool
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Region probabilities (3,D,H,W) float32 in the crop box at the scan's own spacing, case by case."""
-        self.surfaces = thorough
         flips = thorough and self.recipe.evaluate.flips
         for case in cases:
             probs = infer.region_probs(forward, self.cache.read(case, "image"), self.recipe, flips=flips)
             yield case, infer.to_native(probs, self.grid(case).native)
 
-    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
-        """Dice per region on the scan's own spacing; HD95 too where the predictions are the final ones."""
-        spacing_mm = self.grid(case).voxel_mm if self.surfaces else None
+    def score(self, case: str, prediction: np.ndarray, *, thorough: bool) -> dict[str, float]:
+        """Dice per region on the scan's own spacing; `thorough` HD95 too, which takes too long while training."""
+        spacing_mm = self.grid(case).voxel_mm if thorough else None
         return metrics.score_case(self.label_map.label(prediction), self.reference(case), self.label_map, spacing_mm)
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:

@@ -48,8 +48,8 @@ class Task(Protocol):
     ) -> Iterable[tuple[str, np.ndarray]]:
         """Each case with its prediction; `thorough` for the final rows (flips and the like), else quick."""
 
-    def score(self, case: str, prediction: np.ndarray) -> dict[str, float]:
-        """What a row of results holds of a case."""
+    def score(self, case: str, prediction: np.ndarray, *, thorough: bool) -> dict[str, float]:
+        """What a row of results holds of a case; `thorough` as in `predictions`."""
 
     def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
         """Scores of many cases together."""
@@ -245,7 +245,7 @@ class Engine:
 
             mine = cases[self.ranks.rank :: self.ranks.world]
             for case, prediction in self.task.predictions(forward, mine, thorough=thorough):
-                scores = self.task.score(case, prediction)
+                scores = self.task.score(case, prediction, thorough=thorough)
                 rows.append(CaseRow(member=self.recipe.name, case=case, part=part, scores=scores))
                 first = first or (case, prediction)
         self.strategy.train_mode()
