@@ -208,8 +208,10 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
         image = np.moveaxis(data, 3, 0)
     else:
         for path, (data, found, _) in zip(case.images, loaded, strict=True):
+            if data.ndim != 3:
+                raise UserError(f"{path} has shape {data.shape}, not (X, Y, Z): give each channel a file of its own.")
             _same_grid(path, found, case.images[0], affine)
-            if data.shape != loaded[0][0].shape or data.ndim != 3:
+            if data.shape != loaded[0][0].shape:
                 raise UserError(
                     f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels."
                 )

@@ -39,7 +39,10 @@ class _Damaged(Exception):
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """(voxels float32, affine (4,4), a NIfTI-1 header of 348 bytes without free texts); raises UserError."""
+    """(voxels float32, affine (4,4), a NIfTI-1 header of 348 bytes without free texts); raises UserError.
+
+    Axes of length 1 after the third, where converters keep a time that there is not, are dropped from the end.
+    """
     if not path.is_file():
         raise UserError(f"{shown(path)} is not there: restore it or take the case out.")
     try:
@@ -118,6 +121,8 @@ def _shape(header: Any) -> tuple[int, ...]:
     axes, *lengths = (int(n) for n in header["dim"])
     if not 1 <= axes <= 7 or min(lengths[:axes]) < 1:
         raise _Damaged(f"shape {tuple(lengths[: max(0, min(axes, 7))])}")
+    while axes > 3 and lengths[axes - 1] == 1:
+        axes -= 1
     return tuple(lengths[:axes])
 
 
