@@ -14,9 +14,10 @@ from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
 from medseg.models import build_model
 from medseg.msd import CaseFiles, read_scan
-from medseg.preparation import LEAST_MM, Preparation, prepare_case
+from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medtrain import checkpoint
+from medtrain.cache import Case
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing
@@ -93,14 +94,19 @@ def load_members(runs: Sequence[Path], device: torch.device) -> list[Member]:
 
 
 def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[float], out: Path) -> Path:
-    """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid."""
+    """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid.
+
+    A scan whose voxels are not those of a member's training scans is resampled for it, and a line says so.
+    """
     label_map = members[0].label_map
     scan = read_scan(CaseFiles(files.id, files.images, None), label_map)
     prepared: dict[Preparation, Any] = {}
+    told: set[object] = set()
 
     def prepare(preparation: Preparation) -> tuple[np.ndarray, Grid]:
         if preparation not in prepared:
             prepared[preparation] = prepare_case(files.id, scan, label_map, preparation)
+            _tell_resampled(prepared[preparation], files.id, preparation, told)
         case = prepared[preparation]
         return case.image_CDHW, Grid.from_dict(case.facts["grid"])
 
@@ -110,3 +116,16 @@ def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[
     with replacing(path) as temporary:
         to_nifti(paste(label_map.label(combined), grid), grid).to_filename(temporary)
     return path
+
+
+def _tell_resampled(case: Case, name: str, how: Preparation, told: set[object]) -> None:
+    """Say once that a scan has other voxels than the training scans that were kept at their own."""
+    own_mm = case.facts["voxel_mm"]
+    if how.spacing_mm or how.target_mm(own_mm) is None or how.voxel_mm in told:
+        return
+    told.add(how.voxel_mm)
+    print(
+        f"note: case {name} has voxels of {in_words(own_mm)}, the training scans of {in_words(how.voxel_mm or ())}: "
+        "it is resampled to theirs for the network, and answered on its own grid.",
+        flush=True,
+    )

@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +35,49 @@ from medtrain.files import origin, remove_leftovers
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
-from medtrain.recipe import within
+from medtrain.recipe import NO_EFFECT, within
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
 VOXELS_KEPT = 2000
 # Nothing is resampled finer: no scanner sees it, and no memory holds it.
 LEAST_MM = 0.1
+# How far voxel sizes may lie apart, as a share of the smaller one, before a network would see another picture.
+TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Preparation:
     """How scans become cases; stored with the cache, so that prediction prepares in the same way.
 
-    `spacing_mm` 0 keeps each scan's own spacing. Raise `version` whenever the arithmetic changes.
+    `spacing_mm` 0 keeps each scan's own spacing. `voxel_mm` (D, H, W) belongs to trained members: the voxel size of
+    their training scans, which a scan of clearly other voxels is then resampled to. Raise `version` whenever the
+    arithmetic changes.
     """
 
     spacing_mm: float = within(0.0, 0, below=100)
     compressed: bool = False
     version: int = 1
+    voxel_mm: tuple[float, float, float] | None = within(None, 1e-3, most=1e3, **NO_EFFECT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values; what is not known is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def target_mm(self, voxel_mm: Sequence[float]) -> tuple[float, float, float] | None:
+        """The voxel size (D, H, W) that a scan of `voxel_mm` is resampled to; None where it stays as it is."""
+        if self.spacing_mm:
+            return (self.spacing_mm,) * 3
+        return self.voxel_mm if self.voxel_mm and apart(voxel_mm, self.voxel_mm) else None
+
+
+def apart(first_mm: Sequence[float], second_mm: Sequence[float]) -> bool:
+    """Whether two voxel sizes (D, H, W) differ by more than TOLERANCE of the second on an axis."""
+    return any(abs(a - b) > (TOLERANCE + 1e-6) * b for a, b in zip(first_mm, second_mm, strict=True))
+
+
+def in_words(voxel_mm: Sequence[float]) -> str:
+    """A voxel size as 0.5 x 0.5 x 5 mm."""
+    return " x ".join(f"{mm:.3g}" for mm in voxel_mm) + " mm"
 
 
 def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation) -> Case:
@@ -68,11 +93,12 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
     image = zscore(image, brain)
     odd = None if label is None else enhancement(image, native, label_map)
     voxel_mm = np.abs(nib.affines.voxel_sizes(scan.affine))[np.argsort(flips_axes[:, 0])]
-    size = resampled_size(native.shape, voxel_mm, how.spacing_mm) if how.spacing_mm else native.shape
+    target_mm = how.target_mm(voxel_mm)
+    size = resampled_size(native.shape, voxel_mm, target_mm) if target_mm else native.shape
     if image.shape[0] * math.prod(size) > MOST_VOXELS:
         raise UserError(
-            f"case {case_id} would have {math.prod(size):,} voxels at {how.spacing_mm:g} mm: correct its header's "
-            "voxel size, or give a coarser --spacing-mm."
+            f"case {case_id} would have {math.prod(size):,} voxels of {in_words(target_mm or voxel_mm)}: correct its "
+            "header's voxel size, or give a coarser --spacing-mm."
         )
     arrays: dict[str, np.ndarray] = {}
     small = native
@@ -148,7 +174,7 @@ def _make(
         channels=CHANNELS,
         labels=dataset.label_map.to_dict(),
         spacing_mm=how.spacing_mm,
-        preparation=asdict(how),
+        preparation=how.to_dict(),
         origin=origin(dataset.folder),
     )
 
@@ -185,7 +211,7 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
             stats.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
         except OSError:
             raise UserError(f"{path} is not there: restore it or take the case out.") from None
-    text = json.dumps([asdict(how), label_map.to_dict(), stats], sort_keys=True)
+    text = json.dumps([how.to_dict(), label_map.to_dict(), stats], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -210,6 +236,40 @@ def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]], folder: Path) ->
         raise UserError(f"{out} was made from another folder than {folder}: give another --out, or remove it first.")
     print(f"note: {out} is of before the data or the options changed: it is made again", flush=True)
     return False
+
+
+def voxel_sizes(cache: Cache) -> np.ndarray:
+    """The scans' own voxel sizes (N,3), in mm along D, H, W, of the cases that tell them."""
+    told = [cache.facts(case).get("voxel_mm") for case in cache.ids]
+    return np.array([mm for mm in told if _is_size(mm)], float).reshape(-1, 3)
+
+
+def _is_size(mm: Any) -> bool:
+    return isinstance(mm, list) and len(mm) == 3 and all(isinstance(n, float) and 1e-3 <= n <= 1e3 for n in mm)
+
+
+def median_voxel_mm(cache: Cache) -> tuple[float, ...] | None:
+    """The median voxel size (D, H, W) of a cache that keeps the scans' own; None for one that is resampled."""
+    sizes = voxel_sizes(cache)
+    if cache.spacing_mm or not len(sizes):
+        return None
+    return tuple(round(float(mm), 4) for mm in np.median(sizes, 0))
+
+
+def report_spacing(path: Path) -> bool:
+    """Tell of scans that are kept at clearly different voxel sizes; returns whether there are some."""
+    cache = Cache(path)
+    sizes, kept = voxel_sizes(cache), not cache.spacing_mm
+    cache.close()
+    if not kept or not len(sizes) or not apart(sizes.max(0), sizes.min(0)):
+        return False
+    one = f"{np.median(sizes):.2g}"
+    print(
+        f"note: voxels range from {in_words(sizes.min(0))} to {in_words(sizes.max(0))} and are kept as they are: "
+        f"--spacing-mm {one} makes them alike (train with data.spacing_mm={one}).",
+        flush=True,
+    )
+    return True
 
 
 def report_enhancement(path: Path) -> list[str]:

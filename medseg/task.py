@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from medseg.figures import overlay
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
 from medseg.msd import CHANNELS
+from medseg.preparation import median_voxel_mm
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache
 from medtrain.errors import UserError
@@ -145,7 +147,13 @@ class SegTask:
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""
-        return {"label_map": self.label_map.to_dict(), "preparation": self.cache.preparation}
+        voxels = {"voxel_mm": list(self.voxel_mm)} if self.voxel_mm else {}
+        return {"label_map": self.label_map.to_dict(), "preparation": {**self.cache.preparation, **voxels}}
+
+    @cached_property
+    def voxel_mm(self) -> tuple[float, ...] | None:
+        """The scans' median voxel size (D, H, W) where they are kept at their own, so that others are recognised."""
+        return median_voxel_mm(self.cache)
 
     def grid(self, case: str) -> Grid:
         """The way back to the scan's own grid; raises UserError where it does not lead there."""
