@@ -172,8 +172,11 @@ def _refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
         seen[case.id] = case
 
 
-def find_case_folders(folder: Path) -> list[CaseFiles]:
-    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent."""
+def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
+    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent.
+
+    A folder that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
+    """
     by_folder: dict[Path, dict[str, Path]] = {}
     for path in sorted(folder.rglob("*.nii*")):
         if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
@@ -191,7 +194,11 @@ def find_case_folders(folder: Path) -> list[CaseFiles]:
         missing = [channel for channel in CHANNELS if channel not in found]
         name = _usable(place.resolve().name, place)
         if missing:
-            raise UserError(f"{place} has no {missing[0]} file: add it or take the folder out.")
+            reason = f"{place} has no {missing[0]} file: add it or take the folder out."
+            if aside is None:
+                raise UserError(reason)
+            aside.append((name, reason))
+            continue
         cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
     _refuse_twins(cases, folder)
     return cases

@@ -88,8 +88,8 @@ def assemble(
 ) -> None:
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
-    `origin` tells from which folder (see `files.origin`). The parts are left in place. What the iterable raises leaves
-    no cache.
+    A case's file may be another cache that holds the case, as that which is replaced. `origin` tells from which folder
+    (see `files.origin`). The parts are left in place. What the iterable raises leaves no cache.
     """
     with (
         replacing(out) as temporary,
@@ -104,7 +104,8 @@ def assemble(
         file.attrs["origin"] = hdf5.text(origin)
         cases = file.create_group("cases")
         for name, part in parts:
-            with h5py.File(part) as source:
+            with h5py.File(part, "r", locking=False) as whole:  # as `Cache` opens it, maybe at the same time
+                source = whole[f"cases/{name}"] if "cases" in whole else whole
                 group = cases.create_group(name)
                 for key in source:
                     source.copy(key, group)

@@ -1,5 +1,6 @@
 """Prediction from raw scans: same preparation as in training, and back on the scan's own grid, in its own codes."""
 
+import csv
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -224,3 +225,62 @@ def test_which_voxels_are_apart() -> None:
         assert how.target_mm(own) == wanted
         assert Preparation().target_mm(own) is None
         assert replace(how, spacing_mm=3.0).target_mm(own) == (3.0, 3.0, 3.0)
+
+
+def test_a_bad_scan_of_a_folder_does_not_stop_the_others(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    good = (phantoms / "imagesTr" / "PHANTOM_000.nii.gz").read_bytes()
+    for name, content in (("a", good[:500]), ("b", good), ("c", b""), ("d", good)):
+        (scans / f"{name}.nii.gz").write_bytes(content)
+    arguments = ("predict", "--members", runs[0], "--image", scans, "--out", out)
+    assert run_main(*arguments) == 3
+    told = capsys.readouterr()
+    assert f"2 label maps in {out}" in told.out
+    assert [line.split(" is ")[0] for line in told.err.splitlines() if line.startswith("set aside")] == [
+        f"set aside: {name}: {scans / name}.nii.gz" for name in "ac"
+    ]
+    assert f"2 scans set aside, listed in {out / 'set_aside.csv'}" in told.err
+    assert sorted(path.name for path in out.iterdir()) == ["b.nii.gz", "d.nii.gz", "set_aside.csv"]
+    with open(out / "set_aside.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == ["case", "a", "c"]
+    assert "cut short or damaged" in rows[1][1]
+    for name in "ac":
+        (scans / f"{name}.nii.gz").write_bytes(good)
+    assert run_main(*arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.nii.gz" for name in "abcd"]
+
+
+def test_a_folder_of_bad_scans_only_is_an_error(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in "ab":
+        (scans / f"{name}.nii.gz").write_bytes(b"")
+    assert run_main("predict", "--members", runs[0], "--image", scans, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:12] for line in told[:2]] == ["set aside: a", "set aside: b"]
+    assert told[-1].startswith(f"error: no scan of {scans} can be used: see {tmp_path / 'out' / 'set_aside.csv'}")
+
+
+def test_a_case_folder_that_lacks_a_channel_does_not_stop_the_others(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(phantoms / "imagesTr" / "PHANTOM_000.nii.gz")
+    for case in "ab":
+        (tmp_path / "scans" / case).mkdir(parents=True)
+        for channel, name in enumerate(("flair", "t1", "t1ce", "t2")):
+            volume = np.asarray(image.dataobj)[..., channel]
+            nib.Nifti1Image(volume, image.affine).to_filename(tmp_path / "scans" / case / f"{case}_{name}.nii.gz")
+    (tmp_path / "scans" / "a" / "a_t1ce.nii.gz").unlink()
+    arguments = ("predict", "--members", runs[0], "--image", tmp_path / "scans", "--out", tmp_path / "out")
+    assert run_main(*arguments) == 3
+    assert f"set aside: a: {tmp_path / 'scans' / 'a'} has no T1Gd file" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.nii.gz").exists()
+    shutil.rmtree(tmp_path / "scans" / "b")
+    assert run_main(*arguments) == 2
+    assert "has no T1Gd file" in capsys.readouterr().err

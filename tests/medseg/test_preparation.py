@@ -74,9 +74,10 @@ def test_a_second_call_goes_on_and_a_changed_file_is_made_anew(
     broken = data / "labelsTr" / "PHANTOM_004.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
-    assert run_main("prepare", "brats", "--data", data, "--out", out) == 2
+    assert run_main("prepare", "brats", "--data", data, "--out", out, "--strict") == 2
     assert str(broken) in capsys.readouterr().err
     assert not out.exists()
+    assert not out.with_name("c.h5.set_aside.csv").exists()
     broken.write_bytes(whole)
     prepare_dataset(data, out, Preparation())
     assert "of 5 cases are prepared already" in capsys.readouterr().out
@@ -235,7 +236,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     shutil.copytree(phantoms, data)
     change, words = BAD[name]
     change(data)
-    assert run_main("prepare", "brats", "--data", data, "--out", out, "--workers", 1) == 2
+    assert run_main("prepare", "brats", "--data", data, "--out", out, "--workers", 1, "--strict") == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ")
     assert error.count("\n") == 0
