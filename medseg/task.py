@@ -61,12 +61,6 @@ class SegTask:
         except ValueError as error:
             raise UserError(f"{cache.path} can not be split: {error}; change data.val_fraction or add cases.") from None
         for case in self.split.train:
-            size = cache.array(case, "image").shape[1:]
-            if any(n < c for n, c in zip(size, data.crop, strict=True)):
-                raise UserError(
-                    f"{cache.path}: case {case} has {size} voxels, less than the crop {data.crop}: "
-                    "--set data.crop to a smaller one."
-                )
             for code in (self.label_map.edema, self.label_map.core, self.label_map.enhancing):
                 cache.array(case, f"voxels_{code}")
             cache.array(case, "label")
@@ -116,6 +110,7 @@ class SegTask:
         from medtrain.pipeline import VolumeLoader
 
         recipe = self.recipe
+        self._tell_small(quiet=stream.rank > 0)
         on_cpu = device.type == "cpu"
         operations = [name for name in recipe.augment.operations if not (on_cpu and name == "warp")]
         source = VolumeSource(
@@ -131,6 +126,15 @@ class SegTask:
             source, batch=stream.micro_batch, channels=len(self.cache.channels), crop=recipe.data.crop,
             operations=operations, workers=recipe.train.workers, device=device,
         )  # fmt: skip
+
+    def _tell_small(self, *, quiet: bool) -> None:
+        """Say how many training cases are smaller than the crop: far too large a crop learns mostly zeros."""
+        crop, cases = self.recipe.data.crop, self.split.train
+        sizes = [self.cache.array(case, "image").shape[1:] for case in cases]
+        small = sum(any(n < c for n, c in zip(size, crop, strict=True)) for size in sizes)
+        if small and not quiet:
+            words = f"{small} of {len(cases)} training cases are smaller than the crop {' x '.join(map(str, crop))}"
+            print(f"note: {words} and are padded with zeros", flush=True)
 
     def judged(self) -> list[tuple[str, tuple[str, ...]]]:
         """The parts of the split that the final rows are about; the last one stands in the table."""
