@@ -1,6 +1,7 @@
 """Predict with trained members, averaged:
 `predict.py --members RUN... --image X.nii.gz|DIR --out DIR` writes label maps of scans,
 `predict.py --members RUN... --image DIR --out predictions.csv` class probabilities of images.
+Scans of a folder that can not be used are listed in set_aside.csv, and the status is 3.
 """
 
 import argparse
@@ -26,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--weights needs {len(options.members)} numbers, one a member, at least one above 0.")
     if not options.image.exists():
         raise UserError(f"{options.image} is not there: give a file or a folder of them.")
-    print(door_of_run(options.members[0]).predict(options.members, weights, options.image, options.out))
-    return 0
+    told, aside = door_of_run(options.members[0]).predict(options.members, weights, options.image, options.out)
+    print(told)
+    return 3 if aside else 0
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ from medtrain.processes import end_on_signals
 
 def brats(options: argparse.Namespace) -> int:
     """MSD or BraTS folder -> HDF5 cache."""
-    from medseg.preparation import LEAST_MM, Preparation, prepare_dataset, report_enhancement
+    from medseg.preparation import LEAST_MM, Preparation, prepare_dataset, report_enhancement, report_spacing
 
     if options.spacing_mm != 0 and not LEAST_MM <= options.spacing_mm < 100:
         raise UserError(
             f"--spacing-mm {options.spacing_mm:g} is no voxel size: give millimetres, or 0 to keep the spacing."
         )
     how = Preparation(spacing_mm=options.spacing_mm, compressed=options.compressed)
-    prepare_dataset(options.data, options.out, how, workers=options.workers, label_map=options.label_map)
+    prepare_dataset(options.data, options.out, how, workers=options.workers, label_map=options.label_map,
+                    strict=options.strict)  # fmt: skip
     report_enhancement(options.out)
+    report_spacing(options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e9:.2f} GB")
     return 0
 
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--out", type=Path, required=True, help="cache file to write (.h5)")
     command.add_argument("--spacing-mm", type=float, default=0.0, help="resample to this spacing (default: keep)")
     command.add_argument("--label-map", default="auto", help="auto, msd, legacy, brats18 or brats23")
+    command.add_argument("--strict", action="store_true", help="stop at a case that can not be used")
     command.add_argument("--compressed", action="store_true", help="smaller file, slower patches")
     command.add_argument("--workers", **workers)
     command.set_defaults(run=brats)

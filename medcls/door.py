@@ -98,11 +98,12 @@ def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
     return finish(sweep, open_cache(sweep / plan["cache"]), plan["members"])
 
 
-def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
-    """Write a CSV of class probabilities of the images that `place` names."""
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
+    """Write a CSV of class probabilities of the images that `place` names; returns a sentence, and 0: an image that
+    can not be read is a line of the CSV."""
     from medcls.prediction import predict
 
-    return predict(runs, weights, place, out)
+    return predict(runs, weights, place, out), 0
 
 
 def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:

@@ -60,7 +60,8 @@ class Augment:
 
 @dataclass(frozen=True)
 class Draw:
-    """One drawn sample: the box to read, the row to apply, and the seed of its noise field."""
+    """One drawn sample: the box to read (zero where it leaves the volume), the row to apply, and the seed of its
+    noise field."""
 
     case: str
     start: tuple[int, ...]
@@ -85,17 +86,20 @@ def draw(rng: np.random.Generator, augment: Augment, channels: int, case: str, s
          crop: Sequence[int], focus: np.ndarray | None) -> Draw:  # fmt: skip
     """Draw one sample of a case of `size` voxels.
 
-    `focus` is a voxel that the crop must hold (foreground-biased crop); None draws the corner uniformly. The numbers
+    `focus` is a voxel that the crop must hold (foreground-biased crop); None draws the corner uniformly. A case that is
+    smaller than the crop on an axis lies in the middle of it, as in the sliding window. The numbers
     are drawn in a fixed order whether used or not, so that one option does not change another's draws.
     """
     sizes, crops = np.asarray(size), np.asarray(crop)
     u = rng.random(3)
+    lacks = np.maximum(crops - sizes, 0)
+    first, last = -(lacks // 2), sizes - crops + lacks - lacks // 2  # the same where it lacks voxels
     if focus is None:
-        corner = np.floor(u * (sizes - crops + 1)).astype(int)
+        corner = first + np.floor(u * (last - first + 1)).astype(int)
     else:
         # the voxel falls anywhere in the middle half of the crop, so that tumour borders are seen on all sides
         corner = np.asarray(focus) - np.floor(crops * (0.25 + 0.5 * u)).astype(int)
-        corner = np.clip(corner, 0, sizes - crops)
+        corner = np.clip(corner, first, last)
     linear = _linear(rng, augment)
     fields: dict[str, object] = {}
     flips = rng.random(3) < augment.flip

@@ -10,7 +10,7 @@ import numpy as np
 from medseg.geometry import Grid
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset, read_scan
-from medseg.preparation import Preparation
+from medseg.preparation import Preparation, in_words, median_voxel_mm
 from medseg.task import read_grid, read_label_map, reference_name
 from medtrain.cache import Cache
 from medtrain.errors import UserError
@@ -68,6 +68,12 @@ class CacheCohort:
             raise UserError(
                 f"{self.origin} was prepared at {ours.spacing_mm:g} mm, the data of {run} at {theirs.spacing_mm:g} mm "
                 "(0: the scans' own spacing): give --data and the folder it was made from."
+            )
+        own_mm = median_voxel_mm(self.cache)
+        if own_mm and theirs.target_mm(own_mm):
+            raise UserError(
+                f"{self.origin} has voxels of {in_words(own_mm)}, the training scans of {run} of "
+                f"{in_words(theirs.voxel_mm or ())}: give --data and the folder it was made from."
             )
 
     def read(self, case: str) -> LabelledCase:

@@ -61,13 +61,14 @@ def check_early(recipes: Sequence[SegRecipe]) -> None:
 
 
 def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -> Path:
-    """The sweep's cache, made or found; `options` has workers and label_map."""
-    from medseg.preparation import Preparation, prepare_dataset, report_enhancement
+    """The sweep's cache, made or found; `options` has workers, label_map and strict."""
+    from medseg.preparation import Preparation, prepare_dataset, report_enhancement, report_spacing
 
     spacing = recipes[0].data.spacing_mm
     cache = prepare_dataset(data, out / "cache.h5", Preparation(spacing_mm=spacing), workers=options.workers,
-                            label_map=options.label_map)  # fmt: skip
+                            label_map=options.label_map, strict=options.strict)  # fmt: skip
     report_enhancement(cache)
+    report_spacing(cache)
     return cache
 
 
@@ -108,8 +109,8 @@ def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
     return finish(sweep, sweep / plan["cache"], plan["members"], weights)
 
 
-def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
-    """Write label maps of the scans that `place` names."""
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
+    """Write label maps of the scans that `place` names; returns a sentence, and how many scans were set aside."""
     from medseg.prediction import predict
 
     return predict(runs, weights, place, out)

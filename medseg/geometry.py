@@ -86,9 +86,12 @@ def bounding_box(mask_DHW: np.ndarray, minimum: int = MINIMUM_BOX) -> tuple[tupl
     return tuple(start), tuple(stop)
 
 
-def resampled_size(native: Sequence[int], voxel_mm: Sequence[float], spacing_mm: float) -> tuple[int, int, int]:
-    """Voxels an axis after resampling to `spacing_mm`; the extent is kept, so the true spacing is off by < 1 voxel."""
-    return tuple(max(1, round(n * mm / spacing_mm)) for n, mm in zip(native, voxel_mm, strict=True))  # type: ignore
+def resampled_size(
+    native: Sequence[int], voxel_mm: Sequence[float], wanted_mm: Sequence[float]
+) -> tuple[int, int, int]:
+    """Voxels an axis after resampling to `wanted_mm`; the extent is kept, so the true spacing is off by < 1 voxel."""
+    sizes = zip(native, voxel_mm, wanted_mm, strict=True)
+    return tuple(max(1, round(n * mm / wanted)) for n, mm, wanted in sizes)  # type: ignore[return-value]
 
 
 def resample_image(image_CDHW: np.ndarray, size: Sequence[int]) -> np.ndarray:

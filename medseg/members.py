@@ -15,9 +15,10 @@ from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
 from medseg.models import build_model
 from medseg.msd import CaseFiles, Scan, read_scan
-from medseg.preparation import LEAST_MM, Preparation, prepare_case
+from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medtrain import checkpoint
+from medtrain.cache import Case
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing
@@ -96,11 +97,16 @@ def load_members(runs: Sequence[Path], device: torch.device) -> list[Member]:
 
 
 def preparing(case_id: str, scan: Scan, label_map: LabelMap) -> Prepared:
-    """Prepares a scan as members need it, each way once, and without its label: a new scan has none."""
+    """Prepares a scan as members need it, each way once, and without its label: a new scan has none.
+
+    A scan whose voxels are not those of a member's training scans is resampled for it, and a line says so.
+    """
+    told: set[object] = set()
 
     @cache
     def prepared(how: Preparation) -> tuple[np.ndarray, Grid]:
         case = prepare_case(case_id, replace(scan, label_XYZ=None), label_map, how)
+        _tell_resampled(case, case_id, how, told)
         return case.image_CDHW, Grid.from_dict(case.facts["grid"])
 
     return prepared
@@ -116,3 +122,16 @@ def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[
     with replacing(path) as temporary:
         to_nifti(paste(label_map.label(combined), grid), grid).to_filename(temporary)
     return path
+
+
+def _tell_resampled(case: Case, name: str, how: Preparation, told: set[object]) -> None:
+    """Say once that a scan has other voxels than the training scans that were kept at their own."""
+    own_mm = case.facts["voxel_mm"]
+    if how.spacing_mm or how.target_mm(own_mm) is None or how.voxel_mm in told:
+        return
+    told.add(how.voxel_mm)
+    print(
+        f"note: case {name} has voxels of {in_words(own_mm)}, the training scans of {in_words(how.voxel_mm or ())}: "
+        "it is resampled to theirs for the network, and answered on its own grid.",
+        flush=True,
+    )

@@ -179,8 +179,11 @@ def _refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
         seen[case.id] = case
 
 
-def find_case_folders(folder: Path) -> list[CaseFiles]:
-    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent."""
+def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
+    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent.
+
+    A folder that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
+    """
     by_folder: dict[Path, dict[str, Path]] = {}
     for path in sorted(folder.rglob("*.nii*")):
         if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
@@ -198,7 +201,11 @@ def find_case_folders(folder: Path) -> list[CaseFiles]:
         missing = [channel for channel in CHANNELS if channel not in found]
         name = _usable(place.resolve().name, place)
         if missing:
-            raise UserError(f"{place} has no {missing[0]} file: add it or take the folder out.")
+            reason = f"{place} has no {missing[0]} file: add it or take the folder out."
+            if aside is None:
+                raise UserError(reason)
+            aside.append((name, reason))
+            continue
         cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
     _refuse_twins(cases, folder)
     return cases
@@ -215,8 +222,10 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
         image = np.moveaxis(data, 3, 0)
     else:
         for path, (data, found, _) in zip(case.images, loaded, strict=True):
+            if data.ndim != 3:
+                raise UserError(f"{path} has shape {data.shape}, not (X, Y, Z): give each channel a file of its own.")
             _same_grid(path, found, case.images[0], affine)
-            if data.shape != loaded[0][0].shape or data.ndim != 3:
+            if data.shape != loaded[0][0].shape:
                 raise UserError(
                     f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels."
                 )

@@ -38,8 +38,16 @@ class _Damaged(Exception):
     """The file is not what it says; the message is the reason."""
 
 
+class Unreadable(UserError):
+    """Disk, network or memory fail, not the file: it may be read the next time."""
+
+
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """(voxels float32, affine (4,4), a NIfTI-1 header of 348 bytes without free texts); raises UserError."""
+    """(voxels float32, affine (4,4), a NIfTI-1 header of 348 bytes without free texts); raises UserError.
+
+    Unreadable is the UserError where the file is not to blame.
+    Axes of length 1 after the third, where converters keep a time that there is not, are dropped from the end.
+    """
     if not path.is_file():
         raise UserError(f"{shown(path)} is not there: restore it or take the case out.")
     try:
@@ -53,10 +61,12 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
         affine = np.asarray(header.get_best_affine(), float)
         kept = nib.Nifti1Header.from_header(header, check=False)
     except (_Damaged, OSError, EOFError, zlib.error, ValueError, OverflowError, HeaderDataError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's own have none
+            raise Unreadable(f"{shown(path)} can not be read ({error.strerror}): run it again.") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{shown(path)} is cut short or damaged ({shown(reason, 80)}): copy it again.") from None
     except MemoryError:
-        raise UserError(f"{shown(path)} does not fit into memory: crop it, or give fewer --workers.") from None
+        raise Unreadable(f"{shown(path)} does not fit into memory: crop it, or give fewer --workers.") from None
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise UserError(f"{shown(path)} has an affine that is not invertible: correct its header.")
     for name in TEXTS:
@@ -118,6 +128,8 @@ def _shape(header: Any) -> tuple[int, ...]:
     axes, *lengths = (int(n) for n in header["dim"])
     if not 1 <= axes <= 7 or min(lengths[:axes]) < 1:
         raise _Damaged(f"shape {tuple(lengths[: max(0, min(axes, 7))])}")
+    while axes > 3 and lengths[axes - 1] == 1:
+        axes -= 1
     return tuple(lengths[:axes])
 
 

@@ -5,24 +5,47 @@ from pathlib import Path
 
 import torch
 
+from medseg.aside import Aside, report
 from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 from medtrain.errors import UserError
 from medtrain.progress import track
 
+LISTING = "set_aside.csv"
 
-def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
-    """Write `<case>.nii.gz` into `out` for every scan that `place` names; returns a sentence about it."""
-    cases = find_images(place)
+
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
+    """Write `<case>.nii.gz` into `out` for every scan that `place` names; returns a sentence about it, and how many
+    scans were set aside.
+
+    In a folder a scan that can not be used does not stop the others: it is told at the end, and listed in
+    `set_aside.csv` in `out`. Raises UserError where there is none that can be used.
+    """
+    aside: list[Aside] = []
+    cases = find_images(place, aside)
     refuse_overwriting(cases, out)
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    total = len(cases) + len(aside)
     for case in track(cases, len(cases), "predict"):
-        predict_scan(case, members, weights, out)
-    return f"{len(cases)} label map{'s' if len(cases) > 1 else ''} in {out}"
+        try:
+            predict_scan(case, members, weights, out)
+        except UserError as error:
+            if total == 1:
+                raise
+            aside.append((case.id, str(error)))
+    if place.is_dir():
+        report(sorted(aside), out / LISTING, "scan")
+    if len(aside) == total:
+        raise UserError(f"no scan of {place} can be used: see {out / LISTING}, and repair the scans.")
+    made = total - len(aside)
+    return f"{made} label map{'s' if made > 1 else ''} in {out}", len(aside)
 
 
-def find_images(place: Path) -> list[CaseFiles]:
-    """The scans a path names: one 4D file, a folder of them (or its imagesTs), or BraTS case folders."""
+def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles]:
+    """The scans a path names: one 4D file, a folder of them (or its imagesTs), or BraTS case folders.
+
+    Case folders that lack a channel go into `aside` where that is given, unless they are all there is.
+    """
     if place.is_file():
         return [CaseFiles(case_id(place), (place,), None)]
     if not place.is_dir():
@@ -30,12 +53,21 @@ def find_images(place: Path) -> list[CaseFiles]:
     for folder in (place, place / "imagesTs"):
         files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES))
         whole = [path for path in files if not path.name.startswith(".")]
-        cases = find_case_folders(folder) if folder == place else []
+        cases = _case_folders(folder, aside) if folder == place else []
         if cases:
             return cases
         if whole:
             return [CaseFiles(case_id(path), (path,), None) for path in whole]
     raise UserError(f"{place} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")
+
+
+def _case_folders(folder: Path, aside: list[Aside] | None) -> list[CaseFiles]:
+    lacking: list[Aside] = []
+    cases = find_case_folders(folder, lacking)
+    if lacking and (aside is None or not cases):
+        raise UserError(lacking[0][1])
+    (aside if aside is not None else []).extend(lacking)
+    return cases
 
 
 def refuse_overwriting(cases: Sequence[CaseFiles], out: Path) -> None:

@@ -4,12 +4,13 @@ Legend of shapes: C channels, X Y Z the file's voxel axes, D H W canonical axes.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from medseg.aside import Aside, report
 from medseg.geometry import (
     Grid,
     bounding_box,
@@ -28,31 +30,56 @@ from medseg.geometry import (
 )
 from medseg.labels import LabelMap
 from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
-from medseg.nifti import MOST_VOXELS
+from medseg.nifti import MOST_VOXELS, Unreadable
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.files import origin, remove_leftovers
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
-from medtrain.recipe import within
+from medtrain.recipe import NO_EFFECT, within
 
 # Tumour voxels kept per class, from which foreground-biased crops are drawn.
 VOXELS_KEPT = 2000
 # Nothing is resampled finer: no scanner sees it, and no memory holds it.
 LEAST_MM = 0.1
+# How far voxel sizes may lie apart, as a share of the smaller one, before a network would see another picture.
+TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Preparation:
     """How scans become cases; stored with the cache, so that prediction prepares in the same way.
 
-    `spacing_mm` 0 keeps each scan's own spacing. Raise `version` whenever the arithmetic changes.
+    `spacing_mm` 0 keeps each scan's own spacing. `voxel_mm` (D, H, W) belongs to trained members: the voxel size of
+    their training scans, which a scan of clearly other voxels is then resampled to. Raise `version` whenever the
+    arithmetic changes.
     """
 
     spacing_mm: float = within(0.0, 0, below=100)
     compressed: bool = False
     version: int = 1
+    voxel_mm: tuple[float, float, float] | None = within(None, 1e-3, most=1e3, **NO_EFFECT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values; what is not known is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def target_mm(self, voxel_mm: Sequence[float]) -> tuple[float, float, float] | None:
+        """The voxel size (D, H, W) that a scan of `voxel_mm` is resampled to; None where it stays as it is."""
+        if self.spacing_mm:
+            return (self.spacing_mm,) * 3
+        return self.voxel_mm if self.voxel_mm and apart(voxel_mm, self.voxel_mm) else None
+
+
+def apart(first_mm: Sequence[float], second_mm: Sequence[float]) -> bool:
+    """Whether two voxel sizes (D, H, W) differ by more than TOLERANCE of the second on an axis."""
+    return any(abs(a - b) > (TOLERANCE + 1e-6) * b for a, b in zip(first_mm, second_mm, strict=True))
+
+
+def in_words(voxel_mm: Sequence[float]) -> str:
+    """A voxel size as 0.5 x 0.5 x 5 mm."""
+    return " x ".join(f"{mm:.3g}" for mm in voxel_mm) + " mm"
 
 
 def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation) -> Case:
@@ -68,11 +95,12 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
     image = zscore(image, brain)
     odd = None if label is None else enhancement(image, native, label_map)
     voxel_mm = np.abs(nib.affines.voxel_sizes(scan.affine))[np.argsort(flips_axes[:, 0])]
-    size = resampled_size(native.shape, voxel_mm, how.spacing_mm) if how.spacing_mm else native.shape
+    target_mm = how.target_mm(voxel_mm)
+    size = resampled_size(native.shape, voxel_mm, target_mm) if target_mm else native.shape
     if image.shape[0] * math.prod(size) > MOST_VOXELS:
         raise UserError(
-            f"case {case_id} would have {math.prod(size):,} voxels at {how.spacing_mm:g} mm: correct its header's "
-            "voxel size, or give a coarser --spacing-mm."
+            f"case {case_id} would have {math.prod(size):,} voxels of {in_words(target_mm or voxel_mm)}: correct its "
+            "header's voxel size, or give a coarser --spacing-mm."
         )
     arrays: dict[str, np.ndarray] = {}
     small = native
@@ -117,63 +145,119 @@ def enhancement(image_CDHW: np.ndarray, label_DHW: np.ndarray, label_map: LabelM
     return float(means[0].mean() - means[1].mean())
 
 
-def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int = 1, label_map: str = "auto") -> Path:
+def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int = 1, label_map: str = "auto",
+                    strict: bool = False) -> Path:  # fmt: skip
     """Make the cache `out` from a data folder; a second call goes on where the first ended.
 
-    Finished cases wait in `<out>.parts` until all are there, then `out` appears whole. Raises UserError; what was
-    prepared before stays.
+    Cases that can not be used are set aside: named on stderr and in `<out>.set_aside.csv`, and tried again by the next
+    call; or, if `strict`, a UserError. Finished cases wait in `<out>.parts` until all are there, then `out` appears
+    whole. Raises UserError, as where no case can be used; what was prepared before stays.
     """
     dataset = read_dataset(folder, label_map)
-    parts = out.with_name(out.name + ".parts")
-    wanted = {case.id: (case, _recipe(case, dataset.label_map, how)) for case in dataset.cases}
-    if not _holds(out, wanted, folder):
-        with locked(parts, f"preparing {out.name}", PATIENCE_S):
-            if not _holds(out, wanted, folder):  # another process may just have ended
+    work = _Work(dataset, out, how, workers, strict)
+    if not _holds(work):
+        with locked(work.parts, f"preparing {out.name}", PATIENCE_S):
+            if not _holds(work):  # another process may just have ended
                 remove_leftovers(out.parent, out.name)
-                _make(dataset, out, wanted, how, workers)
-                shutil.rmtree(parts)
+                _make(work)
+                shutil.rmtree(work.parts)
     return out
 
 
-def _make(
-    dataset: Dataset, out: Path, wanted: dict[str, tuple[CaseFiles, str]], how: Preparation, workers: int
-) -> None:
-    parts = out.with_name(out.name + ".parts")
-    todo = [case for case, recipe in wanted.values() if not part_fits(parts / f"{case.id}.h5", recipe)]
-    if len(todo) < len(wanted):
-        print(f"{len(wanted) - len(todo)} of {len(wanted)} cases are prepared already", flush=True)
-    assemble(
-        out,
-        _prepared(sorted(wanted), todo, parts, dataset, how, workers),
-        channels=CHANNELS,
-        labels=dataset.label_map.to_dict(),
-        spacing_mm=how.spacing_mm,
-        preparation=asdict(how),
-        origin=origin(dataset.folder),
-    )
+class _Work:
+    """What one call of `prepare_dataset` has to do, and the cases that it has set aside so far."""
+
+    def __init__(self, dataset: Dataset, out: Path, how: Preparation, workers: int, strict: bool):
+        self.dataset, self.out, self.how, self.workers, self.strict = dataset, out, how, workers, strict
+        self.parts = out.with_name(out.name + ".parts")
+        self.listing = out.with_name(out.name + ".set_aside.csv")
+        self.cases = {case.id: case for case in dataset.cases}
+        self.recipes = {case.id: _recipe(case, dataset.label_map, how) for case in dataset.cases}
+        self.aside: list[Aside] = []
+
+    def part(self, name: str) -> Path:
+        """Where a case waits for the others."""
+        return self.parts / f"{name}.h5"
 
 
-def _prepared(
-    names: list[str], todo: list[CaseFiles], parts: Path, dataset: Dataset, how: Preparation, workers: int
-) -> Iterator[tuple[str, Path]]:
-    """Yield every case's file: those that are there, then the others as they are prepared, in several processes."""
-    missing = {case.id for case in todo}
-    yield from ((name, parts / f"{name}.h5") for name in names if name not in missing)
-    progress = Progress(len(todo), "prepare")
-    jobs = [(case, parts, dataset.label_map, how) for case in todo]
+def _make(work: _Work) -> None:
+    """Prepare what `out` lacks and put it together with what it holds; leaves it alone where nothing is new."""
+    found = _recipes_in(work.out)
+    held = sorted(name for name, recipe in found.items() if work.recipes.get(name) == recipe)
+    if len(held) < len(found):
+        print(f"note: {work.out} is of before the data or the options changed: it is made again", flush=True)
+    fresh = _prepared(work, sorted(set(work.recipes) - set(held)))
+    first = list(itertools.islice(fresh, 1))
+    if not first and not held:
+        reasons = [reason for _, reason in sorted(work.aside)]
+        many = f"no case of {work.dataset.folder} can be used; the first of {len(reasons)}: "
+        raise UserError(f"{many if len(reasons) > 1 else ''}{reasons[0]}")
+    if first or len(held) < len(found):
+        assemble(
+            work.out,
+            itertools.chain(first, fresh, _intact(work.out, held)),
+            channels=CHANNELS,
+            labels=work.dataset.label_map.to_dict(),
+            spacing_mm=work.how.spacing_mm,
+            preparation=work.how.to_dict(),
+            origin=origin(work.dataset.folder),
+        )
+    _report_aside(work)
+
+
+def _report_aside(work: _Work) -> None:
+    report(sorted(work.aside), work.listing, "case")
+    if len(work.aside) > len(work.recipes) / 2:
+        print("WARNING: most cases are set aside: look at their reasons, and at --label-map", file=sys.stderr)
+
+
+def _intact(cache: Path, names: list[str]) -> Iterator[tuple[str, Path]]:
+    """Cases of a cache, to be taken over into the one that replaces it."""
+    if not names:
+        return
+    opened = Cache(cache)
     try:
-        for name in in_processes(_prepare_part, jobs, workers, what=f"prepared {dataset.folder}"):
-            yield name, parts / f"{name}.h5"
+        for name in names:
+            if not opened.intact(name):
+                raise UserError(f"{cache}: the bytes of case {name} have changed: remove it and prepare it again.")
+            yield name, cache
+    finally:
+        opened.close()
+
+
+def _prepared(work: _Work, names: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield every case's file: those that are there, then the others as they are prepared, in several processes."""
+    todo = [work.cases[name] for name in names if not part_fits(work.part(name), work.recipes[name])]
+    if len(todo) < len(work.cases):
+        print(f"{len(work.cases) - len(todo)} of {len(work.cases)} cases are prepared already", flush=True)
+    missing = {case.id for case in todo}
+    yield from ((name, work.part(name)) for name in names if name not in missing)
+    progress = Progress(len(todo), "prepare")
+    jobs = [(case, work.parts, work.dataset.label_map, work.how, work.strict) for case in todo]
+    try:
+        for name, reason in in_processes(_prepare_part, jobs, work.workers, what=f"prepared {work.dataset.folder}"):
+            if reason:
+                work.aside.append((name, reason))
+            else:
+                yield name, work.part(name)
             progress.advance(name)
     finally:
         progress.close()
 
 
-def _prepare_part(job: tuple[CaseFiles, Path, LabelMap, Preparation]) -> str:
-    files, parts, label_map, how = job
-    case = prepare_case(files.id, read_scan(files, label_map), label_map, how)
+def _prepare_part(job: tuple[CaseFiles, Path, LabelMap, Preparation, bool]) -> Aside:
+    """Write a case's file; returns its name and why it is set aside, or no words."""
+    files, parts, label_map, how, strict = job
+    try:
+        case = prepare_case(files.id, read_scan(files, label_map), label_map, how)
+    except Unreadable:  # not the case's fault, so it is no reason to train without it
+        raise
+    except UserError as error:
+        if strict:
+            raise
+        return files.id, str(error)
     write_part(parts / f"{files.id}.h5", case, recipe=_recipe(files, label_map, how), compressed=how.compressed)
-    return files.id
+    return files.id, ""
 
 
 def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
@@ -185,12 +269,24 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
             stats.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
         except OSError:
             raise UserError(f"{path} is not there: restore it or take the case out.") from None
-    text = json.dumps([asdict(how), label_map.to_dict(), stats], sort_keys=True)
+    text = json.dumps([how.to_dict(), label_map.to_dict(), stats], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]], folder: Path) -> bool:
+def _recipes_in(out: Path) -> dict[str, str]:
+    """How each case of the cache `out` was prepared; none where it is not there. Raises UserError."""
+    if not out.exists():
+        return {}
+    cache = Cache(out)
+    try:
+        return {case: str(cache.fact(case, "recipe")) for case in cache.ids}
+    finally:
+        cache.close()
+
+
+def _holds(work: _Work) -> bool:
     """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
+    out = work.out
     if not out.exists():
         return False
     try:
@@ -198,18 +294,57 @@ def _holds(out: Path, wanted: dict[str, tuple[CaseFiles, str]], folder: Path) ->
     except UserError as error:
         reason = str(error).removeprefix(str(out)).partition(":")[0].strip()
         raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
-    try:
-        found = {case: str(cache.fact(case, "recipe")) for case in cache.ids}
-        made_from = cache.origin
-    finally:
-        cache.close()
-    if found == {case: recipe for case, (_, recipe) in wanted.items()}:
-        print(f"{out} already holds these {len(wanted)} cases", flush=True)
+    made_from = cache.origin
+    cache.close()
+    found = _recipes_in(out)
+    if found == work.recipes:
+        print(f"{out} already holds these {len(found)} cases", flush=True)
+        report([], work.listing, "case")
         return True
-    if made_from != origin(folder) and not (made_from == "" and set(found) == set(wanted)):
-        raise UserError(f"{out} was made from another folder than {folder}: give another --out, or remove it first.")
-    print(f"note: {out} is of before the data or the options changed: it is made again", flush=True)
+    part = bool(found) and found.items() <= work.recipes.items()  # others were set aside, or are new
+    if (
+        made_from != origin(work.dataset.folder)
+        and not part
+        and not (made_from == "" and set(found) == set(work.recipes))
+    ):
+        raise UserError(
+            f"{out} was made from another folder than {work.dataset.folder}: give another --out, or remove it first."
+        )
     return False
+
+
+def voxel_sizes(cache: Cache) -> np.ndarray:
+    """The scans' own voxel sizes (N,3), in mm along D, H, W, of the cases that tell them."""
+    told = [cache.facts(case).get("voxel_mm") for case in cache.ids]
+    return np.array([mm for mm in told if _is_size(mm)], float).reshape(-1, 3)
+
+
+def _is_size(mm: Any) -> bool:
+    return isinstance(mm, list) and len(mm) == 3 and all(isinstance(n, float) and 1e-3 <= n <= 1e3 for n in mm)
+
+
+def median_voxel_mm(cache: Cache) -> tuple[float, ...] | None:
+    """The median voxel size (D, H, W) of a cache that keeps the scans' own; None for one that is resampled."""
+    sizes = voxel_sizes(cache)
+    if cache.spacing_mm or not len(sizes):
+        return None
+    return tuple(round(float(mm), 4) for mm in np.median(sizes, 0))
+
+
+def report_spacing(path: Path) -> bool:
+    """Tell of scans that are kept at clearly different voxel sizes; returns whether there are some."""
+    cache = Cache(path)
+    sizes, kept = voxel_sizes(cache), not cache.spacing_mm
+    cache.close()
+    if not kept or not len(sizes) or not apart(sizes.max(0), sizes.min(0)):
+        return False
+    one = f"{np.median(sizes):.2g}"
+    print(
+        f"note: voxels range from {in_words(sizes.min(0))} to {in_words(sizes.max(0))} and are kept as they are: "
+        f"--spacing-mm {one} makes them alike (train with data.spacing_mm={one}).",
+        flush=True,
+    )
+    return True
 
 
 def report_enhancement(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from medtrain.recipe import NO_EFFECT, Optim, Recipe, Train, within
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeData:
-    """Which cases and crops; `crop` in voxels of the cache.
+    """Which cases and crops; `crop` in voxels of the cache, zero around a case that is smaller.
 
     `foreground` is the share of crops that hold a tumour voxel. With `verify` the bytes of every case are compared with
     its checksum when it is first read. `holdout` names the validation cases outright; with `val_fraction` 0 and no

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from medseg.figures import overlay
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
 from medseg.msd import CHANNELS, patient_of
-from medseg.preparation import Preparation
+from medseg.preparation import Preparation, median_voxel_mm
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache, check_preparation
 from medtrain.errors import UserError
@@ -56,12 +57,6 @@ class SegTask:
         except ValueError as error:
             raise UserError(f"{cache.path} can not be split: {error}; change data.val_fraction or add cases.") from None
         for case in self.split.train:
-            size = cache.array(case, "image").shape[1:]
-            if any(n < c for n, c in zip(size, data.crop, strict=True)):
-                raise UserError(
-                    f"{cache.path}: case {case} has {size} voxels, less than the crop {data.crop}: "
-                    "--set data.crop to a smaller one."
-                )
             for code in (self.label_map.edema, self.label_map.core, self.label_map.enhancing):
                 cache.array(case, f"voxels_{code}")
             cache.array(case, "label")
@@ -112,6 +107,7 @@ class SegTask:
         from medtrain.pipeline import VolumeLoader
 
         recipe = self.recipe
+        self._tell_small(quiet=stream.rank > 0)
         on_cpu = device.type == "cpu"
         operations = [name for name in recipe.augment.operations if not (on_cpu and name == "warp")]
         source = VolumeSource(
@@ -128,6 +124,15 @@ class SegTask:
             operations=operations, workers=recipe.train.workers, device=device,
         )  # fmt: skip
 
+    def _tell_small(self, *, quiet: bool) -> None:
+        """Say how many training cases are smaller than the crop: far too large a crop learns mostly zeros."""
+        crop, cases = self.recipe.data.crop, self.split.train
+        sizes = [self.cache.array(case, "image").shape[1:] for case in cases]
+        small = sum(any(n < c for n, c in zip(size, crop, strict=True)) for size in sizes)
+        if small and not quiet:
+            words = f"{small} of {len(cases)} training cases are smaller than the crop {' x '.join(map(str, crop))}"
+            print(f"note: {words} and are padded with zeros", flush=True)
+
     def judged(self) -> list[tuple[str, tuple[str, ...]]]:
         """The parts of the split that the final rows are about; the last one stands in the table."""
         return [("test", self.split.test)] if self.split.test else [("val", self.split.val)]
@@ -143,7 +148,13 @@ class SegTask:
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""
-        return {"label_map": self.label_map.to_dict(), "preparation": self.cache.preparation}
+        voxels = {"voxel_mm": list(self.voxel_mm)} if self.voxel_mm else {}
+        return {"label_map": self.label_map.to_dict(), "preparation": {**self.cache.preparation, **voxels}}
+
+    @cached_property
+    def voxel_mm(self) -> tuple[float, ...] | None:
+        """The scans' median voxel size (D, H, W) where they are kept at their own, so that others are recognised."""
+        return median_voxel_mm(self.cache)
 
     def grid(self, case: str) -> Grid:
         """The way back to the scan's own grid; raises UserError where it does not lead there."""

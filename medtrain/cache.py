@@ -88,8 +88,8 @@ def assemble(
 ) -> None:
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
-    `origin` tells from which folder (see `files.origin`). The parts are left in place. What the iterable raises leaves
-    no cache.
+    A case's file may be another cache that holds the case, as that which is replaced. `origin` tells from which folder
+    (see `files.origin`). The parts are left in place. What the iterable raises leaves no cache.
     """
     with (
         replacing(out) as temporary,
@@ -104,7 +104,8 @@ def assemble(
         file.attrs["origin"] = hdf5.text(origin)
         cases = file.create_group("cases")
         for name, part in parts:
-            with h5py.File(part) as source:
+            with h5py.File(part, "r", locking=False) as whole:  # as `Cache` opens it, maybe at the same time
+                source = whole[f"cases/{name}"] if "cases" in whole else whole
                 group = cases.create_group(name)
                 for key in source:
                     source.copy(key, group)
@@ -206,11 +207,20 @@ class Cache:
             return np.array(source[...])
 
     def patch(self, case: str, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """The box [start, stop) of the last three axes, as a contiguous copy; the box must lie in the volume."""
-        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        """The box [start, stop) of the last three axes, as a contiguous copy; zero where it leaves the volume."""
         source = self.array(case, name)
+        sides = source.shape[-3:]
+        low = [min(max(a, 0), n) for a, n in zip(start, sides, strict=True)]
+        high = [min(max(b, 0), n) for b, n in zip(stop, sides, strict=True)]
         with self._reading(case):
-            return np.ascontiguousarray(source[(..., *box)])
+            inside = np.ascontiguousarray(source[(..., *map(slice, low, high))])
+        if low == list(start) and high == list(stop):
+            return inside
+        out: Any = np.zeros((*source.shape[:-3], *(b - a for a, b in zip(start, stop, strict=True))), source.dtype)
+        if inside.size:
+            there = tuple(slice(a - first, b - first) for first, a, b in zip(start, low, high, strict=True))
+            out[(..., *there)] = inside
+        return out
 
     def verify(self) -> Iterator[tuple[str, bool]]:
         """Yield (case, whether its bytes are those that were written)."""

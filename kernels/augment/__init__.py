@@ -67,7 +67,8 @@ def augment(
     """Image (B,C,D,H,W) float32 and label (B,D,H,W) uint8 of samples, each from the box (start, stop) of its case.
 
     x[i] = scale * trilinear(box, M (f(i) + 1/2) - 1/2) + shift, f the flips, M the 3x4 matrix in D, H, W order with
-    voxel centres at one half, or the identity where `warp` is 0; zero outside of the box; labels by the nearest voxel.
+    voxel centres at one half, or the identity where `warp` is 0; zero outside of the box, and in a box that reaches
+    out of its volume zero there; labels by the nearest voxel.
     `rows_BR` float32 on the CPU and `fields`, where each field lies in a row, are those of the DALI pipeline
     (`medtrain.rows`). Raises ValueError for rows that ask for what one gather can not do (noise, blur, contrast, low
     resolution, gamma), or boxes that do not fit; FusedUnavailable with `impl="fused"` on an unable device.
@@ -90,13 +91,27 @@ def prepared(
     _check(volumes, cases, boxes, rows_BR, fields, crop)
     parts = {name: rows_BR[:, fields[name]] for name in APPLIED}
     identity = torch.eye(3, 4).reshape(1, 12)
+    boxes, moved = _inside(volumes, cases, boxes)
     matrix = torch.where(parts["warp"] != 0, parts["matrix"], identity)
+    matrix[:, 3::4] += moved
     parameters = torch.cat([matrix, parts["flip"], parts["scale"], parts["shift"]], 1)
     table = torch.tensor(
         [[volumes.first_voxel(case), *volumes.sizes[case], *start, *stop]
          for case, (start, stop) in zip(cases, boxes, strict=True)]
     )  # fmt: skip
     return table, parameters
+
+
+def _inside(
+    volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> tuple[list[tuple[list[int], list[int]]], torch.Tensor]:
+    """The part of each box that lies in its volume, and how far (B,3) the places in the box move for it."""
+    cut, moved = [], []
+    for case, (start, stop) in zip(cases, boxes, strict=True):
+        low = [max(a, 0) for a in start]
+        cut.append((low, [min(b, n) for b, n in zip(stop, volumes.sizes[case], strict=True)]))
+        moved.append([float(a - b) for a, b in zip(start, low, strict=True)])
+    return cut, torch.tensor(moved)
 
 
 def _check(volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -108,6 +123,6 @@ def _check(volumes: Volumes, cases: Sequence[int], boxes: Sequence[tuple[Sequenc
             raise ValueError(f"a row asks for {name}, which is no part of this gather")
     still = rows_BR[:, fields["warp"]][:, 0] == 0
     for case, (start, stop), plain in zip(cases, boxes, still.tolist(), strict=True):
-        inside = all(0 <= a < b <= n for a, b, n in zip(start, stop, volumes.sizes[case], strict=True))
-        if not inside or (plain and [b - a for a, b in zip(start, stop, strict=True)] != list(crop)):
+        meets = all(max(a, 0) < min(b, n) for a, b, n in zip(start, stop, volumes.sizes[case], strict=True))
+        if not meets or (plain and [b - a for a, b in zip(start, stop, strict=True)] != list(crop)):
             raise ValueError(f"box {start} to {stop} does not fit {volumes.sizes[case]} voxels and crop {tuple(crop)}")

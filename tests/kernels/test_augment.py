@@ -60,6 +60,27 @@ def test_equals_the_reference_of_the_pipeline(kind: Augment, voxels: type, impl:
             assert (labels[n].cpu().numpy() != label).mean() <= (0.01 if sample.row[0] else 0)
 
 
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_volumes_smaller_than_the_crop(kind: Augment, impl: str) -> None:
+    """As above; what is not warped is exact where it is not scaled, its margins too."""
+    pairs = [(image[:, :d, :h, :w], label[:d, :h, :w])
+             for (image, label), (d, h, w) in zip(cases(), [(4, 8, 3), (6, 3, 5), (1, 1, 1)], strict=True)]  # fmt: skip
+    store = volumes(pairs)
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        drawn = [draw(rng, kind, C, str(n), label.shape, CROP, None) for n, (_, label) in enumerate(pairs)]
+        images, labels = gathered(store, drawn, impl)
+        for n, sample in enumerate(drawn):
+            box = tuple(slice(a + 9, b + 9) for a, b in zip(sample.start, sample.stop, strict=True))
+            around = [(0, 0), *[(9, 9)] * 3]
+            image, label = np.pad(pairs[n][0], around)[(..., *box)], np.pad(pairs[n][1], around[1:])[box]
+            image, label = apply(image, label, sample.row, np.zeros((1, 1, 1, 1)), CROP)
+            moved = sample.row[0] or kind.scale
+            assert np.abs(images[n].cpu().numpy() - image).max() <= (3e-4 if moved else 0 if impl == "fused" else 1e-12)
+            assert (labels[n].cpu().numpy() != label).mean() <= (0.01 if sample.row[0] else 0)
+
+
 def test_a_crop_that_is_not_warped_is_exact() -> None:
     pairs = cases()
     (sample, *_) = samples(KINDS["crop alone"], 3)
@@ -88,6 +109,8 @@ def test_what_one_gather_can_not_do_is_refused() -> None:
             augment(store, [0], box, other, rows.layout(C), CROP)
     with pytest.raises(ValueError, match="does not fit"):
         augment(store, [0], [((0, 0, 0), (6, 7, 6))], row, rows.layout(C), CROP)
+    with pytest.raises(ValueError, match="does not fit"):  # beside the volume
+        augment(store, [0], [((9, 0, 0), (15, 7, 5))], row, rows.layout(C), CROP)
     with pytest.raises(ValueError, match="as many"):
         augment(store, [0, 1], box, row, rows.layout(C), CROP)
     with pytest.raises(ValueError, match="image"):

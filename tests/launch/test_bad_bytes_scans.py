@@ -29,6 +29,8 @@ from hostile import (
 )
 from launch_helpers import check_refused, in_this_process, run_main
 
+from medseg.geometry import Grid, paste, to_nifti
+from medseg.preparation import Preparation, prepare_dataset
 from medtrain.cache import Cache
 
 Change = Callable[[Path], object]
@@ -104,6 +106,7 @@ SCANS: dict[str, tuple[Change, str]] = {
     "a pair's header": (header(magic=b"ni1"), "damaged|NIfTI"),
     "header of 100 bytes": (header(sizeof_hdr=100), "damaged|NIfTI"),
     "five axes": (voxels(scan()[..., None, :]), "not \\(X, Y, Z, 4\\)"),
+    "one channel, with an axis of length 1": (voxels(scan(1)), "all four channels"),
     "three axes": (voxels(scan()[..., 0]), "not \\(X, Y, Z, 4\\)"),
     "three channels": (voxels(scan(3)), "not \\(X, Y, Z, 4\\)"),
     "one voxel thick": (voxels(scan()[:1]), "grid|zero everywhere"),
@@ -259,7 +262,7 @@ BRATS: dict[str, tuple[Change, str]] = {
         "two T1w files",
     ),
     "a channel of another shape": (voxels(scan()[1:, ..., 0], case("t2")), "register the channels"),
-    "a channel of four axes": (voxels(scan(), case("flair")), "register the channels"),
+    "a channel of four axes": (voxels(scan(), case("flair")), "a file of its own"),
     "a channel on another grid": (header(case("t2"), sform_code=1, srow_x=np.array([-1, 0, 0, 0])), "another grid"),
     "a channel cut short": (image(lambda raw: raw[:90], packed=False, place=case("t1")), "cut short"),
     "a channel is a folder": (lambda d: folder_instead(d, case("t1")), "not there|not a file"),
@@ -296,6 +299,7 @@ TOLERATED: dict[str, Change] = {
     "other byte order": image(lambda raw: nib.Nifti1Header(raw[:348]).as_byteswapped(">").binaryblock
                               + b"\0" * 4 + scan().astype(">i2").tobytes("F")),
     "links that stay": lambda d: ((d / IMAGE).rename(d / "x.gz"), (d / IMAGE).symlink_to(d / "x.gz")),
+    "axes of length 1": lambda d: (voxels(scan()[..., None])(d), labels(label()[..., None, None])(d)),
     "no compression": lambda d: ((d / "imagesTr" / f"{CASE}.nii").write_bytes(nifti(scan())),
                                  one_case(f"imagesTr/{CASE}.nii")(d)),
 }  # fmt: skip
@@ -311,6 +315,20 @@ def test_what_does_no_harm_changes_nothing(name: str, tmp_path: Path, capfd: pyt
     image = Cache(tmp_path / "c.h5").read(CASE, "image").astype(np.float32)[:, 1:-1, 1:-1, 1:-1]
     spread = wanted.std((0, 1, 2))
     assert np.abs(image - np.moveaxis((wanted - wanted.mean((0, 1, 2))) / spread, 3, 0)).max() < 2e-3
+
+
+def test_channels_with_a_fourth_axis_of_length_1(tmp_path: Path) -> None:
+    """A flat axis is dropped from each file; the answer has the three axes of the scan."""
+    plain, flat = brats_folder(tmp_path / "plain"), brats_folder(tmp_path / "flat")
+    for path in flat.rglob("*.nii.gz"):
+        array = np.asarray(nib.load(path).dataobj)
+        path.write_bytes(gzip.compress(nifti(array[..., None]), 1))
+    opened = [Cache(prepare_dataset(data, tmp_path / f"{data.name}.h5", Preparation())) for data in (plain, flat)]
+    for name in ("image", "label"):
+        assert np.array_equal(*(cache.read("BraTS_1", name) for cache in opened))
+    grid = Grid.from_dict(opened[1].facts("BraTS_1")["grid"])
+    answer = to_nifti(paste(opened[1].read("BraTS_1", "label"), grid), grid)
+    assert answer.shape == grid.shape_XYZ == SHAPE
 
 
 def test_links_out_of_the_folder_by_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

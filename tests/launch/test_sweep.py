@@ -176,8 +176,8 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
     assert run_main("sweep", "brain", "--data", phantoms, "--out", tmp_path / "s") == 2
     assert "choose brats" in capsys.readouterr().err
     arguments = ("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", "--set")
-    assert run_main(*arguments, "data.crop=64,64,64") == 2
-    assert "less than the crop" in capsys.readouterr().err
+    assert run_main(*arguments, "data.holdout=nobody") == 2
+    assert "nobody is not in the data set" in capsys.readouterr().err
     for extra, words in (
         (("--processes", 0), "at least 1"),
         (("--processes", 2), "--set train.batch=2"),

@@ -21,15 +21,15 @@ ALL = {
 DEVICES = ["cpu", "cpu, DALI warps", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def source_of(cache: Path, augment: Augment, **options) -> VolumeSource:
+def source_of(cache: Path, augment: Augment, crop: tuple[int, int, int] = CROP, **options) -> VolumeSource:
     opened = Cache(cache)
     stream = Stream(seed=5, length=len(opened.ids) * 4, batch=2)
-    return VolumeSource(str(cache), tuple(opened.ids), CROP, augment, stream, crops_per_case=4, **options)
+    return VolumeSource(str(cache), tuple(opened.ids), crop, augment, stream, crops_per_case=4, **options)
 
 
 def loader_of(source: VolumeSource, workers: int = 0, device: str = "cpu") -> VolumeLoader:
     operations = [name for name in source.augment.operations if not (source.warps and name == "warp")]
-    return VolumeLoader(source, batch=2, channels=4, crop=CROP, operations=operations,
+    return VolumeLoader(source, batch=2, channels=4, crop=source.crop, operations=operations,
                         workers=workers, device=torch.device(device))  # fmt: skip
 
 
@@ -45,16 +45,50 @@ def test_dali_equals_numpy(cache: Path, only: str, device: str) -> None:
     off = {"flip": 0.0, "scale": 0.0, "shift": 0.0}
     kinds = {"none": off, "everything": ALL}.get(only) or {**off, only: ALL[only]}
     source = source_of(cache, Augment(**kinds), foreground=0.5)
-    source.warps = device == "cpu"
-    loader, opened = loader_of(source, device=device.partition(",")[0]), Cache(cache)
+    _check_dali(source, only, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("only", ["none", "flip", "rotate", "everything"])
+def test_dali_equals_numpy_where_cases_are_smaller_than_the_crop(cache: Path, only: str, device: str) -> None:
+    """On one axis, on two, on all."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    off = {"flip": 0.0, "scale": 0.0, "shift": 0.0}
+    kinds = {"none": off, "everything": ALL}.get(only) or {**off, only: ALL[only]}
+    for crop in [(64, 16, 24), (64, 72, 16), (64, 72, 64)]:
+        source = source_of(cache, Augment(**kinds), crop, foreground=0.5)
+        sizes = [Cache(cache).array(case, "label").shape for case in source.cases]
+        assert all(any(n < c for n, c in zip(size, crop, strict=True)) for size in sizes)
+        _check_dali(source, only, device, batches=2)
+
+
+def test_a_case_smaller_than_the_crop_lies_in_its_middle(cache: Path) -> None:
+    """The same voxels of padding on each side as MONAI's sliding window, whether a crop is to hold tumour or not."""
+    crop = (65, 72, 64)
+    for foreground in (0.0, 1.0):
+        source = source_of(cache, Augment(flip=0, scale=0, shift=0), crop, foreground=foreground, warps=True)
+        batch = next(loader_of(source))
+        for n, (epoch, index) in enumerate(batch.key_B2.tolist()):
+            case = source.draw(epoch, index).case
+            for found, name in ((batch.image_BCDHW[n], "image"), (batch.label_BDHW[n], "label")):
+                whole = Cache(cache).read(case, name)
+                lacks = [c - n for c, n in zip(crop, whole.shape[-3:], strict=True)]
+                around = [(0, 0)] * (whole.ndim - 3) + [(lack // 2, lack - lack // 2) for lack in lacks]
+                assert np.array_equal(found.numpy(), np.pad(whole, around).astype(found.numpy().dtype))
+
+
+def _check_dali(source: VolumeSource, only: str, device: str, batches: int = 6) -> None:
+    source.warps, crop = device == "cpu", source.crop
+    loader, opened = loader_of(source, device=device.partition(",")[0]), Cache(source.cache)
     warps = {"rotate", "zoom", "degrees", "everything"}
-    for _ in range(6):
+    for _ in range(batches):
         batch = next(loader)
         for n, (epoch, index) in enumerate(batch.key_B2.tolist()):
             sample = source.draw(epoch, index)
             image = opened.patch(sample.case, "image", sample.start, sample.stop)
             label = opened.patch(sample.case, "label", sample.start, sample.stop)
-            image, label = apply(image, label, sample.row, noise_field(sample, 4, CROP), CROP)
+            image, label = apply(image, label, sample.row, noise_field(sample, 4, crop), crop)
             difference = np.abs(batch.image_BCDHW[n].cpu().numpy() - image)
             assert difference.max() < (2e-2 if only == "everything" else 5e-3 if only in warps else 1e-4)
             assert (batch.label_BDHW[n].cpu().numpy() != label).mean() <= 1e-3

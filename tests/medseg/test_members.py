@@ -1,5 +1,7 @@
 """Prediction from raw scans: same preparation as in training, and back on the scan's own grid, in its own codes."""
 
+import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ from launch_helpers import run_main
 from medlaunch.train import run
 from medseg import infer
 from medseg.geometry import Grid
+from medseg.labels import KNOWN
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import ONE_EMPTY_MM, score_case
-from medseg.preparation import Preparation, prepare_dataset
+from medseg.msd import CaseFiles, read_scan
+from medseg.preparation import Preparation, prepare_case, prepare_dataset
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.cache import Cache
@@ -161,3 +165,130 @@ def test_neighbours_of_one_way_go_over_the_windows_together(
     for a, b in zip(alone, together, strict=True):
         assert np.array_equal(a, b)
     assert not np.array_equal(together[0], together[1])
+
+
+def thick(scan: Path, out: Path) -> Path:
+    """The same head in voxels of half the width and four times the thickness."""
+    image = nib.load(scan)
+    array = np.asarray(image.dataobj).astype(np.float32)
+    fine = array[:, :, : array.shape[2] // 4 * 4].repeat(2, 0).repeat(2, 1)
+    slabs = fine.reshape(*fine.shape[:2], -1, 4, fine.shape[3]).mean(3)
+    edges = np.diag([0.5, 0.5, 4.0, 1.0])
+    edges[:3, 3] = [-0.25, -0.25, 1.5]
+    nib.Nifti1Image(slabs, image.affine @ edges).to_filename(out)
+    return out
+
+
+def predicted(run: Path, scan: Path, out: Path) -> nib.Nifti1Image:
+    assert run_main("predict", "--members", run, "--image", scan, "--out", out) == 0
+    return nib.load(out / scan.name)
+
+
+def test_a_scan_of_other_voxels_is_resampled_to_the_training_scans(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = thick(phantoms / "imagesTr" / "PHANTOM_000.nii.gz", tmp_path / "thick.nii.gz")
+    trained = Member.load(runs[0], torch.device("cpu")).preparation
+    assert trained.voxel_mm == pytest.approx([4, 4, 4], rel=0.05)
+    case = prepare_case("thick", read_scan(CaseFiles("thick", (scan,), None), KNOWN["msd"]), KNOWN["msd"], trained)
+    native = Grid.from_dict(case.facts["grid"]).native
+    for n, small, own, mm in zip(native, case.image_CDHW.shape[1:], case.facts["voxel_mm"], trained.voxel_mm or (),
+                                 strict=True):  # fmt: skip
+        assert abs(small * mm - n * own) <= mm / 2 + 1e-3
+        assert small != n
+    answer, source = predicted(runs[0], scan, tmp_path / "out"), nib.load(scan)
+    told = [line for line in capsys.readouterr().out.splitlines() if "note:" in line]
+    assert len(told) == 1
+    assert "case thick has voxels of " in told[0]
+    assert "it is resampled to theirs" in told[0]
+    assert answer.shape == source.shape[:3]
+    assert np.array_equal(answer.affine, source.affine)
+    run_main("predict", "--members", runs[0], "--image", phantoms / "imagesTr" / "PHANTOM_000.nii.gz", "--out",
+             tmp_path / "out")  # fmt: skip
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_members_that_do_not_know_their_training_scans_voxels_predict_as_before(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = thick(phantoms / "imagesTr" / "PHANTOM_000.nii.gz", tmp_path / "thick.nii.gz")
+    content = checkpoint.load(runs[0] / checkpoint.BEST)
+    del content["preparation"]["voxel_mm"]
+    old = Path(shutil.copytree(runs[0], tmp_path / "old"))
+    checkpoint.save(old / checkpoint.BEST, content)
+    before = np.asarray(predicted(old, scan, tmp_path / "before").dataobj)
+    assert "note:" not in capsys.readouterr().out
+    assert not np.array_equal(before, np.asarray(predicted(runs[0], scan, tmp_path / "after").dataobj))
+    assert Member.load(runs[1], torch.device("cpu")).preparation.voxel_mm is None  # it resamples every scan anyway
+
+
+def test_which_voxels_are_apart() -> None:
+    how = Preparation(voxel_mm=(1.0, 1.0, 2.0))
+    for own, wanted in [
+        ((1.0, 1.0, 2.0), None),
+        ((1.1, 0.9, 2.2), None),
+        ((1.11, 1.0, 2.0), how.voxel_mm),
+        ((1.0, 1.0, 1.79), how.voxel_mm),
+    ]:
+        assert how.target_mm(own) == wanted
+        assert Preparation().target_mm(own) is None
+        assert replace(how, spacing_mm=3.0).target_mm(own) == (3.0, 3.0, 3.0)
+
+
+def test_a_bad_scan_of_a_folder_does_not_stop_the_others(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    good = (phantoms / "imagesTr" / "PHANTOM_000.nii.gz").read_bytes()
+    for name, content in (("a", good[:500]), ("b", good), ("c", b""), ("d", good)):
+        (scans / f"{name}.nii.gz").write_bytes(content)
+    arguments = ("predict", "--members", runs[0], "--image", scans, "--out", out)
+    assert run_main(*arguments) == 3
+    told = capsys.readouterr()
+    assert f"2 label maps in {out}" in told.out
+    assert [line.split(" is ")[0] for line in told.err.splitlines() if line.startswith("set aside")] == [
+        f"set aside: {name}: {scans / name}.nii.gz" for name in "ac"
+    ]
+    assert f"2 scans set aside, listed in {out / 'set_aside.csv'}" in told.err
+    assert sorted(path.name for path in out.iterdir()) == ["b.nii.gz", "d.nii.gz", "set_aside.csv"]
+    with open(out / "set_aside.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == ["case", "a", "c"]
+    assert "cut short or damaged" in rows[1][1]
+    for name in "ac":
+        (scans / f"{name}.nii.gz").write_bytes(good)
+    assert run_main(*arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.nii.gz" for name in "abcd"]
+
+
+def test_a_folder_of_bad_scans_only_is_an_error(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in "ab":
+        (scans / f"{name}.nii.gz").write_bytes(b"")
+    assert run_main("predict", "--members", runs[0], "--image", scans, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:12] for line in told[:2]] == ["set aside: a", "set aside: b"]
+    assert told[-1].startswith(f"error: no scan of {scans} can be used: see {tmp_path / 'out' / 'set_aside.csv'}")
+
+
+def test_a_case_folder_that_lacks_a_channel_does_not_stop_the_others(
+    runs: list[Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(phantoms / "imagesTr" / "PHANTOM_000.nii.gz")
+    for case in "ab":
+        (tmp_path / "scans" / case).mkdir(parents=True)
+        for channel, name in enumerate(("flair", "t1", "t1ce", "t2")):
+            volume = np.asarray(image.dataobj)[..., channel]
+            nib.Nifti1Image(volume, image.affine).to_filename(tmp_path / "scans" / case / f"{case}_{name}.nii.gz")
+    (tmp_path / "scans" / "a" / "a_t1ce.nii.gz").unlink()
+    arguments = ("predict", "--members", runs[0], "--image", tmp_path / "scans", "--out", tmp_path / "out")
+    assert run_main(*arguments) == 3
+    assert f"set aside: a: {tmp_path / 'scans' / 'a'} has no T1Gd file" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.nii.gz").exists()
+    shutil.rmtree(tmp_path / "scans" / "b")
+    assert run_main(*arguments) == 2
+    assert "has no T1Gd file" in capsys.readouterr().err

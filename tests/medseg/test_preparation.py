@@ -7,13 +7,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 from launch_helpers import run_main
 
 from medseg.geometry import Grid, paste, to_nifti
-from medseg.preparation import Preparation, prepare_dataset, report_enhancement
+from medseg.preparation import (
+    Preparation,
+    median_voxel_mm,
+    prepare_dataset,
+    report_enhancement,
+    report_spacing,
+    voxel_sizes,
+)
+from medtrain import hdf5
 from medtrain.cache import Cache
 
 
@@ -65,9 +74,10 @@ def test_a_second_call_goes_on_and_a_changed_file_is_made_anew(
     broken = data / "labelsTr" / "PHANTOM_004.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
-    assert run_main("prepare", "brats", "--data", data, "--out", out) == 2
+    assert run_main("prepare", "brats", "--data", data, "--out", out, "--strict") == 2
     assert str(broken) in capsys.readouterr().err
     assert not out.exists()
+    assert not out.with_name("c.h5.set_aside.csv").exists()
     broken.write_bytes(whole)
     prepare_dataset(data, out, Preparation())
     assert "of 5 cases are prepared already" in capsys.readouterr().out
@@ -98,6 +108,43 @@ def test_brats_case_folders_equal_the_msd_folder(phantoms: Path, cache: Path, tm
     for case in peer.ids:
         assert np.array_equal(made.read(case, "image"), peer.read(case, "image"))
         assert np.array_equal(made.read(case, "label") > 0, peer.read(case, "label") > 0)
+
+
+def test_scans_of_clearly_different_voxels_are_told_unless_resampled(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("prepare", "brats", "--workers", 1, "--data")
+    assert run_main(*arguments, phantoms, "--out", tmp_path / "alike.h5") == 0
+    assert "voxels range" not in capsys.readouterr().out
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    for place in (IMAGE, LABEL):
+        image = nib.load(data / place)
+        stretched = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1, 1, 1.3, 1]) @ image.affine)
+        stretched.to_filename(data / place)
+    assert run_main(*arguments, data, "--out", tmp_path / "c.h5") == 0
+    told = re.findall(r"note: voxels range from (.*) mm to (.*) mm and are kept .*--spacing-mm ([\d.]+) makes",
+                      capsys.readouterr().out)  # fmt: skip
+    assert len(told) == 1
+    least, most = ([float(n) for n in words.split(" x ")] for words in told[0][:2])
+    sizes = voxel_sizes(Cache(tmp_path / "c.h5"))
+    assert least == pytest.approx(sizes.min(0), rel=0.01)
+    assert most == pytest.approx(sizes.max(0), rel=0.01)
+    assert most[2] > 1.2 * least[2]
+    assert float(told[0][2]) == pytest.approx(4, rel=0.1)
+    assert median_voxel_mm(Cache(tmp_path / "c.h5")) == pytest.approx(np.median(sizes, 0), abs=1e-3)
+    assert run_main(*arguments, data, "--out", tmp_path / "c6.h5", "--spacing-mm", 6) == 0
+    assert "voxels range" not in capsys.readouterr().out
+    assert median_voxel_mm(Cache(tmp_path / "c6.h5")) is None
+
+
+def test_a_cache_without_the_scans_voxel_sizes_has_no_median(cache: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(cache, tmp_path / "c.h5"))
+    with h5py.File(path, "r+") as file:
+        for case in file["cases"].values():
+            facts = json.loads(hdf5.attribute(case, "facts"))
+            case.attrs["facts"] = hdf5.text(json.dumps({**facts, "voxel_mm": [0.0, "x", 1.0]}))
+    assert median_voxel_mm(Cache(path)) is None
+    assert not report_spacing(path)
 
 
 def test_the_t1gd_check_warns_of_a_wrong_label_map(
@@ -189,7 +236,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     shutil.copytree(phantoms, data)
     change, words = BAD[name]
     change(data)
-    assert run_main("prepare", "brats", "--data", data, "--out", out, "--workers", 1) == 2
+    assert run_main("prepare", "brats", "--data", data, "--out", out, "--workers", 1, "--strict") == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ")
     assert error.count("\n") == 0

@@ -32,13 +32,14 @@ DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("crop", ["32,32,32", "64,72,32"], ids=["cases", "small cases"])
 @pytest.mark.parametrize("settings", [(), ("augment.rotate=1", "augment.zoom=1")], ids=["flips", "warps"])
 def test_the_batches_are_those_of_dali(
-    settings: tuple[str, ...], device: torch.device, cache: Path, tiny: Tiny
+    settings: tuple[str, ...], crop: str, device: torch.device, cache: Path, tiny: Tiny
 ) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    recipe = tiny("train.batch=2", "data.foreground=0.5", *settings)
+    recipe = tiny("train.batch=2", "data.foreground=0.5", f"data.crop={crop}", *settings)
     ours = loader(recipe.override(["data.resident=on"]), cache, 1, device)
     theirs = loader(recipe.override(["data.resident=off"]), cache, 1, device)
     assert isinstance(ours, ResidentLoader)

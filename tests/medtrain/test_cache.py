@@ -40,6 +40,21 @@ def test_what_is_written_is_read(tmp_path: Path, compressed: bool) -> None:
     assert all(intact for _, intact in cache.verify())
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_patch_is_zero_outside_of_the_volume(tmp_path: Path, compressed: bool) -> None:
+    path, cases = make(tmp_path, compressed=compressed)
+    cache, case = Cache(path), cases["a"]
+    image, label = np.pad(case.image_CDHW, [(0, 0), *[(9, 9)] * 3]), np.pad(case.label_DHW, 9)
+    for start, stop in [((-3, 2, -1), (6, 8, 9)), ((-1, -1, -1), (20, 19, 8)), ((15, 0, 0), (25, 18, 7)),
+                        ((-9, 0, 0), (-2, 3, 3)), ((20, 0, 0), (22, 3, 3))]:  # fmt: skip
+        box = tuple(slice(a + 9, b + 9) for a, b in zip(start, stop, strict=True))
+        for name, whole in (("image", image), ("label", label)):
+            patch = cache.patch("a", name, start, stop)
+            assert np.array_equal(patch, whole[(..., *box)])
+            assert patch.dtype == whole.dtype
+            assert patch.flags.c_contiguous
+
+
 def test_patches_come_from_the_shared_memory_map(tmp_path: Path) -> None:
     path, _ = make(tmp_path)
     cache = Cache(path)

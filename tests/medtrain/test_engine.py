@@ -181,7 +181,6 @@ def test_refusals(cache: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.Captur
     base = ("train", "brats_segresnet_demo", "--cache", cache, "--set", "data.spacing_mm=0", "--set",
             "data.crop=32,32,32", "--out")  # fmt: skip
     for sets, words in [
-        (("data.crop=64,64,64",), "less than the crop"),
         (("train.batch=3", "train.accumulate=2"), "--set train.batch=4"),
         (("train.precision=fp16",), "needs a GPU"),
         (("data.holdout=nobody",), "nobody is not in the data set"),
