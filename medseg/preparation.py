@@ -35,6 +35,8 @@ from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.files import origin, remove_leftovers
 from medtrain.lock import PATIENCE_S, locked
+from medtrain.patients import NAME as PATIENTS
+from medtrain.patients import read_patients
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.recipe import NO_EFFECT, within
@@ -173,6 +175,7 @@ class _Work:
         self.listing = out.with_name(out.name + ".set_aside.csv")
         self.cases = {case.id: case for case in dataset.cases}
         self.recipes = {case.id: _recipe(case, dataset.label_map, how) for case in dataset.cases}
+        self.patients = read_patients(dataset.folder, set(self.cases), "case")
         self.aside: list[Aside] = []
 
     def part(self, name: str) -> Path:
@@ -182,7 +185,7 @@ class _Work:
 
 def _make(work: _Work) -> None:
     """Prepare what `out` lacks and put it together with what it holds; leaves it alone where nothing is new."""
-    found = _recipes_in(work.out)
+    found, patients = _recipes_in(work.out)
     held = sorted(name for name, recipe in found.items() if work.recipes.get(name) == recipe)
     if len(held) < len(found):
         print(f"note: {work.out} is of before the data or the options changed: it is made again", flush=True)
@@ -192,7 +195,7 @@ def _make(work: _Work) -> None:
         reasons = [reason for _, reason in sorted(work.aside)]
         many = f"no case of {work.dataset.folder} can be used; the first of {len(reasons)}: "
         raise UserError(f"{many if len(reasons) > 1 else ''}{reasons[0]}")
-    if first or len(held) < len(found):
+    if first or len(held) < len(found) or patients != work.patients:
         assemble(
             work.out,
             itertools.chain(first, fresh, _intact(work.out, held)),
@@ -201,7 +204,10 @@ def _make(work: _Work) -> None:
             spacing_mm=work.how.spacing_mm,
             preparation=work.how.to_dict(),
             origin=origin(work.dataset.folder),
+            patients=work.patients,
         )
+    if work.patients:
+        print(f"{len(set(work.patients.values()))} patients are told by {PATIENTS}: no split cuts one", flush=True)
     _report_aside(work)
 
 
@@ -273,13 +279,13 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _recipes_in(out: Path) -> dict[str, str]:
-    """How each case of the cache `out` was prepared; none where it is not there. Raises UserError."""
+def _recipes_in(out: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """How each case of the cache `out` was prepared, and whose it is; nothing without a cache. Raises UserError."""
     if not out.exists():
-        return {}
+        return {}, {}
     cache = Cache(out)
     try:
-        return {case: str(cache.fact(case, "recipe")) for case in cache.ids}
+        return {case: str(cache.fact(case, "recipe")) for case in cache.ids}, cache.patients
     finally:
         cache.close()
 
@@ -296,8 +302,8 @@ def _holds(work: _Work) -> bool:
         raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
     made_from = cache.origin
     cache.close()
-    found = _recipes_in(out)
-    if found == work.recipes:
+    found, patients = _recipes_in(out)
+    if found == work.recipes and patients == work.patients:
         print(f"{out} already holds these {len(found)} cases", flush=True)
         report([], work.listing, "case")
         return True

@@ -46,7 +46,7 @@ class SegTask:
         try:
             self.split: Split = split_cases(
                 cache.ids,
-                patients={case: patient_of(case) for case in cache.ids},
+                patients={case: str(cache.patients.get(case, patient_of(case))) for case in cache.ids},
                 seed=data.split_seed,
                 fold=data.fold,
                 folds=data.folds,

@@ -85,11 +85,13 @@ def assemble(
     spacing_mm: float,
     preparation: Mapping[str, Any],
     origin: str = "",
+    patients: Mapping[str, int] | None = None,
 ) -> None:
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
     A case's file may be another cache that holds the case, as that which is replaced. `origin` tells from which folder
-    (see `files.origin`). The parts are left in place. What the iterable raises leaves no cache.
+    (see `files.origin`), `patients` whose the cases are, by numbers. The parts are left in place. What the iterable
+    raises leaves no cache.
     """
     with (
         replacing(out) as temporary,
@@ -102,6 +104,7 @@ def assemble(
         file.attrs["spacing_mm"] = spacing_mm
         file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
         file.attrs["origin"] = hdf5.text(origin)
+        file.attrs["patients"] = hdf5.text(json.dumps(dict(patients or {})))
         cases = file.create_group("cases")
         for name, part in parts:
             with h5py.File(part, "r", locking=False) as whole:  # as `Cache` opens it, maybe at the same time
@@ -145,6 +148,8 @@ class Cache:
         self.preparation: dict[str, Any] = json.loads(about["preparation"])
         self.spacing_mm = float(hdf5.attribute(self.file, "spacing_mm"))
         self.origin = str(hdf5.attribute(self.file, "origin"))
+        told = json.loads(hdf5.attribute(self.file, "patients")) if "patients" in self.file.attrs else {}
+        self.patients: dict[str, int] = {str(case): int(number) for case, number in told.items()}
         kinds = ((self.channels, list), (self.labels, dict), (self.preparation, dict))
         if not all(isinstance(value, kind) for value, kind in kinds) or not 0 <= self.spacing_mm < math.inf:
             raise ValueError("its attributes are of another type")

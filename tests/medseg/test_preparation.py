@@ -22,8 +22,11 @@ from medseg.preparation import (
     report_spacing,
     voxel_sizes,
 )
+from medseg.recipes import SegRecipe
+from medseg.task import SegTask
 from medtrain import hdf5
 from medtrain.cache import Cache
+from medtrain.errors import UserError
 
 
 @pytest.mark.parametrize("spacing_mm", [0.0, 7.0])
@@ -258,3 +261,28 @@ def test_wrong_arguments(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "file").write_text("")
     assert run_main("prepare", "brats", "--data", phantoms, "--out", tmp_path / "file" / "c.h5") == 2
     assert "writable --out" in capsys.readouterr().err
+
+
+def test_a_list_of_patients_keeps_their_scans_on_one_side(
+    phantoms: Path, cache: Path, tiny: Callable[..., SegRecipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    out = prepare_dataset(folder, tmp_path / "c.h5", Preparation())
+    ids = Cache(out).ids
+    assert Cache(out).patients == {}
+    (folder / "patients.csv").write_text("case,patient\n" + "".join(f"{case},Doe\n" for case in ids[:4]))
+    prepare_dataset(folder, out, Preparation())
+    assert "1 patients are told by patients.csv" in capsys.readouterr().out
+    opened = Cache(out)
+    assert opened.patients == dict.fromkeys(ids[:4], 0)
+    assert b"Doe" not in out.read_bytes()
+    assert all(intact for _, intact in opened.verify())
+    assert opened.fingerprint == Cache(cache).fingerprint
+    for seed in range(4):
+        split = SegTask(tiny(f"data.split_seed={seed}", "data.val_fraction=0.2"), opened).split
+        assert set(split.train) in ({*ids[:4]}, {ids[4]})
+    prepare_dataset(folder, out, Preparation())
+    assert "already holds these 5 cases" in capsys.readouterr().out
+    (folder / "patients.csv").write_text("case,patient\nnobody,Doe\n")
+    with pytest.raises(UserError, match="nobody is no case"):
+        prepare_dataset(folder, out, Preparation())
