@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from medseg.figures import overlay, write_box_plot, write_overlay
+from medseg.kept import KeptScores
 from medseg.labels import REGIONS
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import DICE, HD95, score_case
@@ -126,9 +127,11 @@ def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, p
         members = load_members([entry.run for entry in group], device)
         factors = [1.0] if alone else _weights(members, weights, part, sweep)
         task = SegTask(members[0].recipe, cache)
-        cases = (task.split.test or task.split.val)[: PICTURES if alone else None]
+        cases = [row.case for row in group[0].rows][: PICTURES if alone else None]
         name = group[0].label if alone else "Ensemble"
-        together += _ensemble_rows(task, members, factors, part, cases, sweep / "figures", name)
+        kept = KeptScores(sweep, [entry.run for entry in group], factors, cache.fingerprint)
+        scores = _scores(task, members, factors, cases, kept, sweep / "figures", name)
+        together += [CaseRow(member=name, case=case, part=part, scores=scores[case]) for case in cases]
     return [] if alone else together
 
 
@@ -164,18 +167,21 @@ def _weights(members: Sequence[Member], how: str, part: str, sweep: Path) -> lis
         raise UserError(f"{sweep}: {error}: --set data.val_fraction=0.2.") from None
 
 
-def _ensemble_rows(task: SegTask, members: Sequence[Member], weights: Sequence[float], part: str,
-                   cases: Sequence[str], figures: Path, name: str) -> list[CaseRow]:  # fmt: skip
-    rows = []
-    for case in track(cases, len(cases), "ensemble" if len(members) > 1 else "pictures"):
+def _scores(task: SegTask, members: Sequence[Member], weights: Sequence[float], cases: Sequence[str],
+            kept: KeptScores, figures: Path, name: str) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Scores of each case, with a picture; what an earlier call has left of both is taken as it is."""
+    todo = [case for case in cases if case not in kept.scores or not (figures / f"{case}.png").is_file()]
+    if len(todo) < len(cases):
+        print(f"{len(cases) - len(todo)} of {len(cases)} cases are predicted already", flush=True)
+    for case in track(todo, len(todo), "ensemble" if len(members) > 1 else "pictures"):
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
         probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
         label = task.label_map.label(weighted_mean(probs, weights))
         scores = score_case(label, reference, task.label_map, grid.voxel_mm)
-        rows.append(CaseRow(member=name, case=case, part=part, scores=scores))
         title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
         write_overlay(figures / f"{case}.png", overlay(task.flair(case), reference, label, task.label_map), title)
-    return rows
+        kept.add(case, scores)
+    return kept.scores
 
 
 def _reason(run: Path) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from launch_helpers import ROOT, run_main, run_script
 from matplotlib.image import imread
 
+from medseg import table
 from medtrain.results import means, read_rows, write_rows
 
 SETS = ("data.crop=32,32,32", "train.epochs=1", "train.validate_every=1", "data.val_fraction=0.4")
@@ -90,6 +92,37 @@ def test_a_second_call_trains_nothing_again(sweep: tuple[Path, str], phantoms: P
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("is done already") == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_final_job_that_was_cut_off_goes_on(
+    sweep: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(sweep[0], tmp_path / "sweep"))
+    before = {name: (out / name).read_bytes() for name in ("cases.csv", "table.csv", "table.md")}
+    (out / "ensemble.jsonl").unlink()
+    real, calls = table.native_probs, []
+
+    def cut_off(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(table, "native_probs", cut_off)
+    assert run_main("finish", out) == 130
+    with open(out / "ensemble.jsonl", "a") as file:
+        file.write('{"key": "of a line that was cut o')
+    assert run_main("finish", out) == 0
+    assert "1 of 2 cases are predicted already" in capsys.readouterr().out
+    assert len(calls) == 3
+    assert {name: (out / name).read_bytes() for name in before} == before
+    picture = next(path for path in (out / "figures").iterdir() if path.stem != "dice")
+    picture.unlink()  # it is drawn again
+    assert run_main("finish", out) == 0
+    assert len(calls) == 4
+    os.utime(next(out.glob("brats_unetr_demo*/checkpoint_best.pt")))  # other weights than those of the lines
+    assert run_main("finish", out) == 0
+    assert len(calls) == 6
 
 
 def test_a_member_that_is_alone_has_pictures_too(sweep: tuple[Path, str], tmp_path: Path) -> None:
