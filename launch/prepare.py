@@ -15,7 +15,8 @@ from medtrain.processes import end_on_signals
 
 def brats(options: argparse.Namespace) -> int:
     """MSD or BraTS folder -> HDF5 cache."""
-    from medseg.preparation import LEAST_MM, Preparation, prepare_dataset, report_enhancement, report_spacing
+    from medseg.findings import report_scans
+    from medseg.preparation import LEAST_MM, Preparation, prepare_dataset
 
     if options.spacing_mm != 0 and not LEAST_MM <= options.spacing_mm < 100:
         raise UserError(
@@ -24,8 +25,7 @@ def brats(options: argparse.Namespace) -> int:
     how = Preparation(spacing_mm=options.spacing_mm, compressed=options.compressed)
     prepare_dataset(options.data, options.out, how, workers=options.workers, label_map=options.label_map,
                     strict=options.strict)  # fmt: skip
-    report_enhancement(options.out)
-    report_spacing(options.out)
+    report_scans(options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e9:.2f} GB")
     return 0
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medseg.findings import median_voxel_mm
 from medseg.geometry import Grid
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset, read_scan
-from medseg.preparation import Preparation, in_words, median_voxel_mm
+from medseg.preparation import Preparation, in_words
 from medseg.task import read_grid, read_label_map, reference_name
 from medtrain.cache import Cache
 from medtrain.errors import UserError

@@ -62,13 +62,13 @@ def check_early(recipes: Sequence[SegRecipe]) -> None:
 
 def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -> Path:
     """The sweep's cache, made or found; `options` has workers, label_map and strict."""
-    from medseg.preparation import Preparation, prepare_dataset, report_enhancement, report_spacing
+    from medseg.findings import report_scans
+    from medseg.preparation import Preparation, prepare_dataset
 
     spacing = recipes[0].data.spacing_mm
     cache = prepare_dataset(data, out / "cache.h5", Preparation(spacing_mm=spacing), workers=options.workers,
                             label_map=options.label_map, strict=options.strict)  # fmt: skip
-    report_enhancement(cache)
-    report_spacing(cache)
+    report_scans(cache)
     return cache
 
 

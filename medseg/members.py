@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medseg import infer
+from medseg.findings import NO_BRAIN, is_whole_head
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
 from medseg.models import build_model
@@ -107,6 +108,9 @@ def preparing(case_id: str, scan: Scan, label_map: LabelMap) -> Prepared:
     def prepared(how: Preparation) -> tuple[np.ndarray, Grid]:
         case = prepare_case(case_id, replace(scan, label_XYZ=None), label_map, how)
         _tell_resampled(case, case_id, how, told)
+        if is_whole_head(case.facts) and not told & {NO_BRAIN}:
+            told.add(NO_BRAIN)
+            print(f"note: case {case_id} {NO_BRAIN}.", flush=True)
         return case.image_CDHW, Grid.from_dict(case.facts["grid"])
 
     return prepared

@@ -124,7 +124,8 @@ def prepare_case(case_id: str, scan: Scan, label_map: LabelMap, how: Preparation
         size=tuple(map(int, size)),  # type: ignore[arg-type]
         header=scan.header.hex(),
     )
-    facts = {"grid": grid.to_dict(), "voxel_mm": voxel_mm.tolist(), "t1gd_contrast": odd}
+    facts = {"grid": grid.to_dict(), "voxel_mm": voxel_mm.tolist(), "t1gd_contrast": odd,
+             "brain_share": round(float(brain.mean()), 3)}  # fmt: skip
     return Case(image_CDHW=image.astype(np.float16), label_DHW=small, arrays=arrays, facts=facts)
 
 
@@ -317,58 +318,3 @@ def _holds(work: _Work) -> bool:
             f"{out} was made from another folder than {work.dataset.folder}: give another --out, or remove it first."
         )
     return False
-
-
-def voxel_sizes(cache: Cache) -> np.ndarray:
-    """The scans' own voxel sizes (N,3), in mm along D, H, W, of the cases that tell them."""
-    told = [cache.facts(case).get("voxel_mm") for case in cache.ids]
-    return np.array([mm for mm in told if _is_size(mm)], float).reshape(-1, 3)
-
-
-def _is_size(mm: Any) -> bool:
-    return isinstance(mm, list) and len(mm) == 3 and all(isinstance(n, float) and 1e-3 <= n <= 1e3 for n in mm)
-
-
-def median_voxel_mm(cache: Cache) -> tuple[float, ...] | None:
-    """The median voxel size (D, H, W) of a cache that keeps the scans' own; None for one that is resampled."""
-    sizes = voxel_sizes(cache)
-    if cache.spacing_mm or not len(sizes):
-        return None
-    return tuple(round(float(mm), 4) for mm in np.median(sizes, 0))
-
-
-def report_spacing(path: Path) -> bool:
-    """Tell of scans that are kept at clearly different voxel sizes; returns whether there are some."""
-    cache = Cache(path)
-    sizes, kept = voxel_sizes(cache), not cache.spacing_mm
-    cache.close()
-    if not kept or not len(sizes) or not apart(sizes.max(0), sizes.min(0)):
-        return False
-    one = f"{np.median(sizes):.2g}"
-    print(
-        f"note: voxels range from {in_words(sizes.min(0))} to {in_words(sizes.max(0))} and are kept as they are: "
-        f"--spacing-mm {one} makes them alike (train with data.spacing_mm={one}).",
-        flush=True,
-    )
-    return True
-
-
-def report_enhancement(path: Path) -> list[str]:
-    """Warn on stderr of the cases whose enhancing tumour is darker on T1Gd than their core; returns their ids."""
-    cache = Cache(path)
-    contrast = {case: cache.facts(case)["t1gd_contrast"] for case in cache.ids}
-    told = {case: value for case, value in contrast.items() if value is not None}
-    odd = sorted(case for case, value in told.items() if value <= 0)
-    name = cache.labels["name"]
-    cache.close()
-    if not odd:
-        return odd
-    shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
-    wrong = len(odd) > len(told) / 2
-    advice = "the label map is probably wrong (--label-map)" if wrong else "look at them"
-    print(
-        f"WARNING: under label map {name}, enhancing tumour is darker on T1Gd than the non-enhancing core in "
-        f"{len(odd)} of {len(told)} cases, {advice}: {shown}.",
-        file=sys.stderr,
-    )
-    return odd

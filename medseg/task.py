@@ -14,10 +14,11 @@ from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
 from medseg.figures import overlay
+from medseg.findings import median_voxel_mm
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
 from medseg.msd import CHANNELS, patient_of
-from medseg.preparation import Preparation, median_voxel_mm
+from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache, check_preparation
 from medtrain.errors import UserError

@@ -13,15 +13,9 @@ import numpy as np
 import pytest
 from launch_helpers import run_main
 
+from medseg.findings import median_voxel_mm, report_enhancement, report_heads, report_spacing, voxel_sizes
 from medseg.geometry import Grid, paste, to_nifti
-from medseg.preparation import (
-    Preparation,
-    median_voxel_mm,
-    prepare_dataset,
-    report_enhancement,
-    report_spacing,
-    voxel_sizes,
-)
+from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
 from medseg.task import SegTask
 from medtrain import hdf5
@@ -286,3 +280,18 @@ def test_a_list_of_patients_keeps_their_scans_on_one_side(
     (folder / "patients.csv").write_text("case,patient\nnobody,Doe\n")
     with pytest.raises(UserError, match="nobody is no case"):
         prepare_dataset(folder, out, Preparation())
+
+
+def test_heads_with_their_skull_are_told(
+    phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_heads(cache) == []
+    folder = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    name = "PHANTOM_001"
+    scan = nib.load(folder / "imagesTr" / f"{name}.nii.gz")
+    noisy = np.asarray(scan.dataobj) + 1.0  # the air is no longer zero
+    nib.save(nib.Nifti1Image(noisy.astype(np.float32), scan.affine), folder / "imagesTr" / f"{name}.nii.gz")
+    out = prepare_dataset(folder, tmp_path / "c.h5", Preparation())
+    assert report_heads(out) == [name]
+    said = capsys.readouterr().err
+    assert f"WARNING: 1 of 5 cases, such as {name}: each has signal in more than 90% of its box" in said

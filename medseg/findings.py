@@ -1,0 +1,97 @@
+"""What the scans of a prepared cache have in common, and what is odd about them: told when they are prepared."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.preparation import apart, in_words
+from medtrain.cache import Cache
+
+# A brain fills half of its box (0.50 to 0.54 in eight BraTS scans), a head with its skull, or noise, all of it.
+WHOLE_BOX = 0.9
+NO_BRAIN = (
+    f"has signal in more than {WHOLE_BOX:.0%} of its box, as a head with its skull or noise in the air: intensities "
+    "are normalised over all of it, so take the skull off first (HD-BET, say)"
+)
+
+
+def report_scans(path: Path) -> None:
+    """Everything that is odd about a cache's scans."""
+    report_enhancement(path)
+    report_spacing(path)
+    report_heads(path)
+
+
+def voxel_sizes(cache: Cache) -> np.ndarray:
+    """The scans' own voxel sizes (N,3), in mm along D, H, W, of the cases that tell them."""
+    told = [cache.facts(case).get("voxel_mm") for case in cache.ids]
+    return np.array([mm for mm in told if _is_size(mm)], float).reshape(-1, 3)
+
+
+def _is_size(mm: Any) -> bool:
+    return isinstance(mm, list) and len(mm) == 3 and all(isinstance(n, float) and 1e-3 <= n <= 1e3 for n in mm)
+
+
+def median_voxel_mm(cache: Cache) -> tuple[float, ...] | None:
+    """The median voxel size (D, H, W) of a cache that keeps the scans' own; None for one that is resampled."""
+    sizes = voxel_sizes(cache)
+    if cache.spacing_mm or not len(sizes):
+        return None
+    return tuple(round(float(mm), 4) for mm in np.median(sizes, 0))
+
+
+def report_spacing(path: Path) -> bool:
+    """Tell of scans that are kept at clearly different voxel sizes; returns whether there are some."""
+    cache = Cache(path)
+    sizes, kept = voxel_sizes(cache), not cache.spacing_mm
+    cache.close()
+    if not kept or not len(sizes) or not apart(sizes.max(0), sizes.min(0)):
+        return False
+    one = f"{np.median(sizes):.2g}"
+    print(
+        f"note: voxels range from {in_words(sizes.min(0))} to {in_words(sizes.max(0))} and are kept as they are: "
+        f"--spacing-mm {one} makes them alike (train with data.spacing_mm={one}).",
+        flush=True,
+    )
+    return True
+
+
+def report_enhancement(path: Path) -> list[str]:
+    """Warn on stderr of the cases whose enhancing tumour is darker on T1Gd than their core; returns their ids."""
+    cache = Cache(path)
+    contrast = {case: cache.facts(case)["t1gd_contrast"] for case in cache.ids}
+    told = {case: value for case, value in contrast.items() if value is not None}
+    odd = sorted(case for case, value in told.items() if value <= 0)
+    name = cache.labels["name"]
+    cache.close()
+    if not odd:
+        return odd
+    shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
+    wrong = len(odd) > len(told) / 2
+    advice = "the label map is probably wrong (--label-map)" if wrong else "look at them"
+    print(
+        f"WARNING: under label map {name}, enhancing tumour is darker on T1Gd than the non-enhancing core in "
+        f"{len(odd)} of {len(told)} cases, {advice}: {shown}.",
+        file=sys.stderr,
+    )
+    return odd
+
+
+def is_whole_head(facts: Mapping[str, Any]) -> bool:
+    """Whether a case's signal fills its box, as no brain does."""
+    share = facts.get("brain_share")
+    return isinstance(share, float) and share > WHOLE_BOX
+
+
+def report_heads(path: Path) -> list[str]:
+    """Warn on stderr of scans that seem to hold more than a brain; returns their ids."""
+    cache = Cache(path)
+    odd = [case for case in cache.ids if is_whole_head(cache.facts(case))]
+    count = len(cache.ids)
+    cache.close()
+    if odd:
+        print(f"WARNING: {len(odd)} of {count} cases, such as {odd[0]}: each {NO_BRAIN}.", file=sys.stderr)
+    return odd
