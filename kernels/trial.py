@@ -44,10 +44,16 @@ def try_kernels(device: torch.device, side: int = 48) -> dict[str, str]:
 
 def _verdict(attempt: Callable[[Impl], Answers]) -> str:
     try:
+        expected = list(attempt("reference"))
+    except RuntimeError:  # no memory, say: the training will tell
+        return ""
+    try:
         found = list(attempt("fused"))
+    except torch.OutOfMemoryError:
+        return ""
     except Exception as error:  # compilers and drivers fail in many ways
         return f"it fails on this device ({type(error).__name__})"
-    for ours, theirs in zip(found, attempt("reference"), strict=True):
+    for ours, theirs in zip(found, expected, strict=True):
         wanted = theirs.detach().double()
         gap = float((ours.detach().double() - wanted).norm() / wanted.norm().clamp(min=1e-12))
         if not gap <= TOLERANCE.get(ours.dtype, 1e-4):

@@ -27,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (options.out / file).exists():
             raise UserError(f"{options.out} holds a {file}, its files are not overwritten: give another --out.")
     door = door_of_run(options.members[0])
-    door.evaluate(options.members, options.data or options.cache, bool(options.cache), options.label_map, options.out)
+    aside = door.evaluate(
+        options.members, options.data or options.cache, bool(options.cache), options.label_map, options.out
+    )
     print((options.out / "table.md").read_text(encoding="utf-8"))
-    return 0
+    return 3 if aside else 0
 
 
 if __name__ == "__main__":

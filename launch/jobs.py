@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STUCK = 3
 # Between the nodes of one job.
 SIGNALS_S = 5.0
-# Turns of a final job; it keeps nothing between them.
+# Turns of a final job: an ensemble of volumes goes on from the cases that it has predicted, the rest takes minutes.
 MOST_TURNS = 20
 
 

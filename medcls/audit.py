@@ -20,7 +20,7 @@ def audit_lines(cache: ImageCache, parts: Sequence[ImageData]) -> list[list[obje
     lines: list[list[object]] = [list(HEAD)]
     for data in {choose_cancer(cache, part.cancer): part for part in parts}.values():
         images, _, _ = select(cache, choose_cancer(cache, data.cancer))
-        groups = cache.group[images]
+        groups = cache.near[images]
         _, inverse, count = np.unique(groups, return_inverse=True, return_counts=True)
         line: list[object] = [choose_cancer(cache, data.cancer), len(images), int((count[inverse] > 1).sum())]
         for kind in ("group", "random"):

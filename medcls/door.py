@@ -83,6 +83,8 @@ def expand(recipes: Sequence[ClsRecipe], source: "ImageCache | Cancers", cancers
         raise UserError("--cancers and --set data.cancer say the same thing: leave one out.")
     known = source.cancers
     chosen = [choose_cancer(source, cancer) for cancer in cancers or sorted(named) or known]
+    if len(set(chosen)) > 1 and any(recipe.data.positive for recipe in recipes):
+        raise UserError("--set data.positive names a class of one cancer: choose that one with --cancers.")
     return [replace(r, data=replace(r.data, cancer=c)) for c in dict.fromkeys(chosen) for r in recipes]
 
 
@@ -106,6 +108,6 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     return predict(runs, weights, place, out), 0
 
 
-def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> int:
     """Scores on another data set are there for volumes only."""
     raise UserError(f"{runs[0]} is a run on images, evaluate.py is for volumes: give them to launch/predict.py.")

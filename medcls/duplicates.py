@@ -78,7 +78,7 @@ def conflicts(digests: Sequence[bytes], targets: Sequence[int]) -> list[list[int
 
 
 def leaked_paths(cache: ImageCache, split: Split) -> list[str]:
-    """The test images that have another member of their group among the training images."""
+    """The test images that have a near-duplicate among the training images."""
     index = {path: n for n, path in enumerate(cache.ids)}
-    trained = {int(cache.group[index[path]]) for path in split.train}
-    return [path for path in split.test if int(cache.group[index[path]]) in trained]
+    trained = {int(cache.near[index[path]]) for path in split.train}
+    return [path for path in split.test if int(cache.near[index[path]]) in trained]

@@ -94,7 +94,7 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
                 f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
             )
     _refuse_bad(data.root, bad, strict)
-    groups = _groups(data, parts, targets, digests, workers, [patients.get(path) for path in paths])
+    near = _near(data, parts, targets, digests, workers)
     facts = {
         "bad": bad,
         "converted": [item for part in small for item in part["converted"]],
@@ -104,21 +104,24 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
         "wanted": wanted,
     }
     _report(facts, out)
+    groups = _groups(near, [patients.get(path) for path in paths])
     write_images(out, (_images(part, files) for part in parts), size=sum(part["size"] for part in small),
-                 groups=groups, classes=data.classes, facts=facts, preparation=asdict(Preparation()),
+                 groups=groups, near=near, classes=data.classes, facts=facts, preparation=asdict(Preparation()),
                  origin=made_from)  # fmt: skip
 
 
-def _groups(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int,
-            patients: list[int | None]) -> np.ndarray:  # fmt: skip
-    """(N,) groups that no split cuts: near-duplicates, and images of one patient where `patients` tells.
+def _groups(near: np.ndarray, patients: list[int | None]) -> np.ndarray:
+    """(N,) groups that no split cuts: near-duplicates, and images of one patient where `patients` tells."""
+    first: dict[int, int] = {}
+    pairs = [(first.setdefault(who, n), n) for n, who in enumerate(patients) if who is not None]
+    copies = np.stack([np.unique(near, return_index=True)[1][near], np.arange(len(near))], 1)
+    return joined(len(near), np.concatenate([copies, np.array(pairs, np.int64).reshape(-1, 2)]))
 
-    Near-duplicates have the same bytes anywhere, or are alike within one cancer; a process a cancer.
-    """
+
+def _near(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int) -> np.ndarray:
+    """(N,) near-duplicate groups: the same bytes anywhere, or alike within one cancer; a process a cancer."""
     same = same_bytes(digests)
     pairs = [np.stack([same, np.arange(len(same))], 1)]
-    first: dict[int, int] = {}
-    pairs += [np.array([[first.setdefault(who, n), n]]) for n, who in enumerate(patients) if who is not None]
     cancer = np.array([data.classes[target][0] for target in targets])
     unique = same == np.arange(len(same))
     jobs = [(parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]

@@ -53,8 +53,8 @@ def make_split(cache: ImageCache, data: ImageData) -> Split:
             val_fraction=data.val_fraction, test_fraction=data.test_fraction,
         )  # fmt: skip
     except TooFewGroups as error:
-        what = "images" if data.split == "random" else "groups of near-duplicates"
-        words = f"class {names[error.stratum]} has {error.groups} {what}, {error.parts} parts need one each"
+        what = "images" if data.split == "random" else "groups (near-duplicates, or a patient's images)"
+        words = f"class {names[error.stratum]} has {error.groups} {what} of its own, {error.parts} parts need one each"
         raise UserError(f"{cache.path} can not be split: {words}; add images of it.") from None
     except ValueError as error:
         raise UserError(f"{cache.path} can not be split so: {error}; --set data.val_fraction or the like.") from None

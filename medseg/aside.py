@@ -12,6 +12,11 @@ MOST_LINES = 20
 Aside = tuple[str, str]  # case and reason
 
 
+def listing_of(cache: Path) -> Path:
+    """Where the cases are listed that a cache had to do without."""
+    return cache.with_name(f"{cache.name}.set_aside.csv")
+
+
 def report(aside: Sequence[Aside], listing: Path, what: str) -> None:
     """Tell what was set aside (`what` names one of it), and write or remove the list of it."""
     for case, reason in aside[:MOST_LINES]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from medseg.findings import median_voxel_mm
+from medseg.findings import scans_voxels
 from medseg.geometry import Grid
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset, read_scan
@@ -70,7 +70,7 @@ class CacheCohort:
                 f"{self.origin} was prepared at {ours.spacing_mm:g} mm, the data of {run} at {theirs.spacing_mm:g} mm "
                 "(0: the scans' own spacing): give --data and the folder it was made from."
             )
-        own_mm = median_voxel_mm(self.cache)
+        own_mm = scans_voxels(self.cache).get("voxel_mm")
         if own_mm and theirs.target_mm(own_mm):
             raise UserError(
                 f"{self.origin} has voxels of {in_words(own_mm)}, the training scans of {run} of "

@@ -67,7 +67,8 @@ def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -
 
     spacing = recipes[0].data.spacing_mm
     cache = prepare_dataset(data, out / "cache.h5", Preparation(spacing_mm=spacing), workers=options.workers,
-                            label_map=options.label_map, strict=options.strict)  # fmt: skip
+                            label_map=options.label_map, strict=options.strict,
+                            settled=any(out.glob("*/cache.json")))  # fmt: skip
     report_scans(cache)
     return cache
 
@@ -116,8 +117,9 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     return predict(runs, weights, place, out)
 
 
-def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
-    """Write the tables of members on a labelled data folder or, if `prepared`, a cache."""
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> int:
+    """Write the tables of members on a labelled data folder or, if `prepared`, a cache; returns how many cases could
+    not be used."""
     from medseg.evaluation import evaluate
 
-    evaluate(runs, place, prepared, label_map, out)
+    return evaluate(runs, place, prepared, label_map, out)

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medseg.aside import Aside, report
 from medseg.cohort import CacheCohort, Cohort, ScanCohort
 from medseg.geometry import paste
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import score_case
+from medseg.nifti import Unreadable
+from medseg.prediction import LISTING
 from medseg.table import RULES, Line, write_tables
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
@@ -23,12 +26,12 @@ ENSEMBLE = "Ensemble"
 PART = "cohort"
 
 
-def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> None:
+def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> int:
     """Judge members and, of several, their mean with equal weights on every labelled case; writes cases.csv, table.csv
-    and table.md into `out`.
+    and table.md into `out`, and returns how many cases could not be used: they are listed in set_aside.csv there.
 
     `place` is a data folder, read under `label_map`, or, if `prepared`, a cache. Cases with the name of one that a
-    member has seen are counted in the table and in a warning. Raises UserError; `out` then holds nothing new.
+    member has seen are counted in the table and in a warning. Raises UserError; `out` then holds no new tables.
     """
     names = _names(runs)
     splits = {name: _split(run) for name, run in zip(names, runs, strict=True)}
@@ -39,34 +42,51 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     _check_coding(cohort, members[0])
     out.mkdir(parents=True, exist_ok=True)  # before hours of work
     named = dict(zip(names, members, strict=True))
-    rows: list[CaseRow] = []
-    for case in track(cohort.ids, len(cohort.ids), "evaluate"):
-        rows += _judged(cohort, case, named)
+    rows, aside = _all_rows(cohort, named)
+    report(aside, out / LISTING, "case")
+    if not rows:
+        raise UserError(f"no case of {place} can be used: see {out / LISTING}, and repair them.")
     rows.sort(key=lambda row: [*names, ENSEMBLE].index(row.member))
-    seen = {name: _seen([split], cohort.ids) for name, split in splits.items()}
+    ids = [row.case for row in _of(names[0], rows)]
+    seen = {name: _seen([split], ids) for name, split in splits.items()}
     lines = [
         Line.of(name, _of(name, rows), member.label_map.name, str(member.recipe.train.epochs), seen[name])
         for name, member in named.items()
     ]
     if len(named) > 1:
-        note = "; ".join(filter(None, [f"equal weights of {', '.join(names)}", _seen([*splits.values()], cohort.ids)]))
+        note = "; ".join(filter(None, [f"equal weights of {', '.join(names)}", _seen([*splits.values()], ids)]))
         lines.append(Line.of(ENSEMBLE, _of(ENSEMBLE, rows), members[0].label_map.name, "", note))
     write_rows(out / "cases.csv", rows)
-    write_tables(out, lines, [_rules(cohort)])
+    write_tables(out, lines, [_rules(cohort, len(ids))])
     for name, words in seen.items():
         if words:
             print(f"WARNING: {name}, by the cases' names: {words}.", file=sys.stderr)
+    return len(aside)
+
+
+def _all_rows(cohort: Cohort, members: Mapping[str, Member]) -> tuple[list[CaseRow], list[Aside]]:
+    """The rows of every case that can be used, and the others with their reasons."""
+    rows: list[CaseRow] = []
+    aside: list[Aside] = []
+    for case in track(cohort.ids, len(cohort.ids), "evaluate"):
+        try:
+            rows += _judged(cohort, case, members)
+        except Unreadable:  # not the case's fault
+            raise
+        except UserError as error:
+            aside.append((case, str(error)))
+    return rows, aside
 
 
 def _of(name: str, rows: Sequence[CaseRow]) -> list[CaseRow]:
     return [row for row in rows if row.member == name]
 
 
-def _rules(cohort: Cohort) -> str:
+def _rules(cohort: Cohort, count: int) -> str:
     codes = f"label map {cohort.label_map.name}"
     return (
-        f"{RULES} Judged on the {len(cohort.ids)} labelled cases of {shown(cohort.origin)} ({codes}). Which of them "
-        "a member has seen before is told by their names."
+        f"{RULES} Judged on {count} of {len(cohort.ids)} labelled cases of {shown(cohort.origin)} ({codes}). Which "
+        "of them a member has seen before is told by their names."
     )
 
 

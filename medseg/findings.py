@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.preparation import apart, in_words
+from medseg.preparation import beyond, in_words
 from medtrain.cache import Cache
 
 # A brain fills half of its box (0.50 to 0.54 in eight BraTS scans), a head with its skull, or noise, all of it.
@@ -35,12 +35,15 @@ def _is_size(mm: Any) -> bool:
     return isinstance(mm, list) and len(mm) == 3 and all(isinstance(n, float) and 1e-3 <= n <= 1e3 for n in mm)
 
 
-def median_voxel_mm(cache: Cache) -> tuple[float, ...] | None:
-    """The median voxel size (D, H, W) of a cache that keeps the scans' own; None for one that is resampled."""
+def scans_voxels(cache: Cache) -> dict[str, list[float]]:
+    """Median, least and largest voxel size (D, H, W) of a cache that keeps the scans' own, by the names of
+    `Preparation`; nothing for one that is resampled.
+    """
     sizes = voxel_sizes(cache)
     if cache.spacing_mm or not len(sizes):
-        return None
-    return tuple(round(float(mm), 4) for mm in np.median(sizes, 0))
+        return {}
+    found = {"voxel_mm": np.median(sizes, 0), "least_mm": sizes.min(0), "most_mm": sizes.max(0)}
+    return {name: [round(float(n), 4) for n in mm] for name, mm in found.items()}
 
 
 def report_spacing(path: Path) -> bool:
@@ -48,7 +51,7 @@ def report_spacing(path: Path) -> bool:
     cache = Cache(path)
     sizes, kept = voxel_sizes(cache), not cache.spacing_mm
     cache.close()
-    if not kept or not len(sizes) or not apart(sizes.max(0), sizes.min(0)):
+    if not kept or not len(sizes) or not any(map(beyond, sizes.max(0), sizes.min(0), sizes.min(0))):
         return False
     one = f"{np.median(sizes):.2g}"
     print(

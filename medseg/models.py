@@ -20,16 +20,20 @@ def build_model(recipe: SegRecipe) -> nn.Module:
     impl = recipe.model.kernels
     if impl == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
         raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
-    if impl != "reference" and torch.cuda.is_available():
-        from medkernels.trial import try_kernels
-
-        try_kernels(torch.device("cuda", torch.cuda.current_device()))
     makers = {"segresnet": _segresnet, "unetr": _unetr, "swinunetr": _swinunetr, "dynunet": _dynunet}
     net, blocks = makers[recipe.model.name](recipe)
     fuse_norms(net, impl)
     if recipe.train.recompute:
         recompute(module for module in net.modules() if isinstance(module, blocks))
     return net
+
+
+def try_kernels(recipe: SegRecipe) -> None:
+    """On a GPU, leave out the kernels that answer wrongly there (see `medkernels.trial`)."""
+    if recipe.model.kernels != "reference" and torch.cuda.is_available():
+        from medkernels import trial
+
+        trial.try_kernels(torch.device("cuda", torch.cuda.current_device()))
 
 
 Built = tuple[nn.Module, tuple[type[nn.Module], ...]]  # a network, and the blocks whose activations may be recomputed

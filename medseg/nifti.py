@@ -49,7 +49,8 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
     Axes of length 1 after the third, where converters keep a time that there is not, are dropped from the end.
     """
     if not path.is_file():
-        raise UserError(f"{shown(path)} is not there: restore it or take the case out.")
+        # it was when the data set was listed: a disk or network went away, and the others may follow
+        raise Unreadable(f"{shown(path)} is not there: restore it or take the case out.")
     try:
         with path.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size

@@ -8,6 +8,7 @@ import torch
 from medseg.aside import Aside, report
 from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
+from medseg.nifti import Unreadable
 from medtrain.errors import UserError
 from medtrain.progress import track
 
@@ -29,6 +30,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     for case in track(cases, len(cases), "predict"):
         try:
             predict_scan(case, members, weights, out)
+        except Unreadable:  # not the scan's fault
+            raise
         except UserError as error:
             if total == 1:
                 raise

@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medseg.aside import Aside, report
+from medseg.aside import Aside, listing_of, report
 from medseg.geometry import (
     Grid,
     bounding_box,
@@ -45,7 +45,7 @@ from medtrain.recipe import NO_EFFECT, within
 VOXELS_KEPT = 2000
 # Nothing is resampled finer: no scanner sees it, and no memory holds it.
 LEAST_MM = 0.1
-# How far voxel sizes may lie apart, as a share of the smaller one, before a network would see another picture.
+# How far voxels may lie beyond those of the training scans, as a share of these, before a network sees another picture.
 TOLERANCE = 0.1
 
 
@@ -53,15 +53,17 @@ TOLERANCE = 0.1
 class Preparation:
     """How scans become cases; stored with the cache, so that prediction prepares in the same way.
 
-    `spacing_mm` 0 keeps each scan's own spacing. `voxel_mm` (D, H, W) belongs to trained members: the voxel size of
-    their training scans, which a scan of clearly other voxels is then resampled to. Raise `version` whenever the
-    arithmetic changes.
+    `spacing_mm` 0 keeps each scan's own spacing. The sizes (D, H, W) in mm belong to trained members, whose training
+    scans have them: a scan whose voxels are clearly smaller than `least_mm` or larger than `most_mm` is resampled to
+    the median, `voxel_mm`. Raise `version` whenever the arithmetic changes.
     """
 
     spacing_mm: float = within(0.0, 0, below=100)
     compressed: bool = False
     version: int = 1
     voxel_mm: tuple[float, float, float] | None = within(None, 1e-3, most=1e3, **NO_EFFECT)
+    least_mm: tuple[float, float, float] | None = within(None, 1e-3, most=1e3, **NO_EFFECT)
+    most_mm: tuple[float, float, float] | None = within(None, 1e-3, most=1e3, **NO_EFFECT)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values; what is not known is left out."""
@@ -71,12 +73,15 @@ class Preparation:
         """The voxel size (D, H, W) that a scan of `voxel_mm` is resampled to; None where it stays as it is."""
         if self.spacing_mm:
             return (self.spacing_mm,) * 3
-        return self.voxel_mm if self.voxel_mm and apart(voxel_mm, self.voxel_mm) else None
+        if not self.voxel_mm:
+            return None
+        known = zip(voxel_mm, self.least_mm or self.voxel_mm, self.most_mm or self.voxel_mm, strict=True)
+        return self.voxel_mm if any(beyond(mm, least, most) for mm, least, most in known) else None
 
 
-def apart(first_mm: Sequence[float], second_mm: Sequence[float]) -> bool:
-    """Whether two voxel sizes (D, H, W) differ by more than TOLERANCE of the second on an axis."""
-    return any(abs(a - b) > (TOLERANCE + 1e-6) * b for a, b in zip(first_mm, second_mm, strict=True))
+def beyond(mm: float, least: float, most: float) -> bool:
+    """Whether a size lies clearly, by more than TOLERANCE, below `least` or above `most`."""
+    return mm < (1 - TOLERANCE - 1e-6) * least or mm > (1 + TOLERANCE + 1e-6) * most
 
 
 def in_words(voxel_mm: Sequence[float]) -> str:
@@ -149,15 +154,16 @@ def enhancement(image_CDHW: np.ndarray, label_DHW: np.ndarray, label_map: LabelM
 
 
 def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int = 1, label_map: str = "auto",
-                    strict: bool = False) -> Path:  # fmt: skip
+                    strict: bool = False, settled: bool = False) -> Path:  # fmt: skip
     """Make the cache `out` from a data folder; a second call goes on where the first ended.
 
     Cases that can not be used are set aside: named on stderr and in `<out>.set_aside.csv`, and tried again by the next
     call; or, if `strict`, a UserError. Finished cases wait in `<out>.parts` until all are there, then `out` appears
-    whole. Raises UserError, as where no case can be used; what was prepared before stays.
+    whole. A `settled` cache, on which members have been trained, takes no case up that it did not have. Raises
+    UserError, as where no case can be used; what was prepared before stays.
     """
     dataset = read_dataset(folder, label_map)
-    work = _Work(dataset, out, how, workers, strict)
+    work = _Work(dataset, out, how, workers, strict, settled)
     if not _holds(work):
         with locked(work.parts, f"preparing {out.name}", PATIENCE_S):
             if not _holds(work):  # another process may just have ended
@@ -170,10 +176,11 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
 class _Work:
     """What one call of `prepare_dataset` has to do, and the cases that it has set aside so far."""
 
-    def __init__(self, dataset: Dataset, out: Path, how: Preparation, workers: int, strict: bool):
-        self.dataset, self.out, self.how, self.workers, self.strict = dataset, out, how, workers, strict
+    def __init__(self, dataset: Dataset, out: Path, how: Preparation, workers: int, strict: bool, settled: bool):
+        self.dataset, self.out, self.how, self.workers = dataset, out, how, workers
+        self.strict, self.settled = strict, settled
         self.parts = out.with_name(out.name + ".parts")
-        self.listing = out.with_name(out.name + ".set_aside.csv")
+        self.listing = listing_of(out)
         self.cases = {case.id: case for case in dataset.cases}
         self.recipes = {case.id: _recipe(case, dataset.label_map, how) for case in dataset.cases}
         self.patients = read_patients(dataset.folder, set(self.cases), "case")
@@ -309,6 +316,11 @@ def _holds(work: _Work) -> bool:
         report([], work.listing, "case")
         return True
     part = bool(found) and found.items() <= work.recipes.items()  # others were set aside, or are new
+    if part and work.settled and patients == work.patients:
+        left = len(work.recipes) - len(found)
+        print(f"note: {left} cases that were set aside, or are new, stay out of {out}: members have been trained "
+              "without them. Give another --out to take them up.", flush=True)  # fmt: skip
+        return True
     if (
         made_from != origin(work.dataset.folder)
         and not part

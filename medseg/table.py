@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from medseg.aside import listing_of
 from medseg.figures import overlay, write_box_plot, write_overlay
 from medseg.kept import KeptScores
 from medseg.labels import REGIONS
@@ -103,7 +104,9 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     if together:
         lines.append(Line.of("Ensemble", together, done[0].done["label_map"], "", _holds(weights, entries)))  # type: ignore[index]
     judged = "test cases" if part == "test" else "validation cases, which also chose each member's checkpoint"
-    write_tables(sweep, lines, [RULES + f" Judged on {judged}."])
+    listing = listing_of(cache)
+    aside = f" Cases that could not be used are listed in {listing.name}." if listing.is_file() else ""
+    write_tables(sweep, lines, [RULES + f" Judged on {judged}.{aside}"])
     write_box_plot(sweep / "figures" / "dice.png", [*rows, *together])
     return len(entries) - len(done)
 
@@ -127,12 +130,20 @@ def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, p
         members = load_members([entry.run for entry in group], device)
         factors = [1.0] if alone else _weights(members, weights, part, sweep)
         task = SegTask(members[0].recipe, cache)
+        _check_cases(group[0], task)
         cases = [row.case for row in group[0].rows][: PICTURES if alone else None]
         name = group[0].label if alone else "Ensemble"
         kept = KeptScores(sweep, [entry.run for entry in group], factors, cache.fingerprint)
         scores = _scores(task, members, factors, cases, kept, sweep / "figures", name)
         together += [CaseRow(member=name, case=case, part=part, scores=scores[case]) for case in cases]
     return [] if alone else together
+
+
+def _check_cases(entry: Entry, task: SegTask) -> None:
+    """A run of before may have been judged on cases that its recipe would train on today."""
+    if {row.case for row in entry.rows} != set(task.split.test or task.split.val):
+        raise UserError(f"{entry.run} was judged on other cases than its recipe holds out of {task.cache.path} today: "
+                        "train it again, in another folder.")  # fmt: skip
 
 
 def _holds(weights: str, entries: Sequence[Entry]) -> str:

@@ -14,15 +14,17 @@ from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
 from medseg.figures import overlay
-from medseg.findings import median_voxel_mm
+from medseg.findings import scans_voxels
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
+from medseg.models import try_kernels
 from medseg.msd import CHANNELS, patient_of
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache, check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
+from medtrain.patients import owners
 from medtrain.results import CaseRow, means
 from medtrain.sampling import Split, Stream, order, split_cases
 from medtrain.strategy import Group, one_group
@@ -47,7 +49,7 @@ class SegTask:
         try:
             self.split: Split = split_cases(
                 cache.ids,
-                patients={case: str(cache.patients.get(case, patient_of(case))) for case in cache.ids},
+                patients=owners(cache.ids, cache.patients, patient_of),
                 seed=data.split_seed,
                 fold=data.fold,
                 folds=data.folds,
@@ -65,7 +67,8 @@ class SegTask:
             self.grid(case)
 
     def build_model(self) -> nn.Module:
-        """The recipe's network with fresh weights."""
+        """The recipe's network with fresh weights; its kernels are tried on the GPU that it is going to run on."""
+        try_kernels(self.recipe)
         return models.build_model(self.recipe)
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -149,13 +152,12 @@ class SegTask:
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""
-        voxels = {"voxel_mm": list(self.voxel_mm)} if self.voxel_mm else {}
-        return {"label_map": self.label_map.to_dict(), "preparation": {**self.cache.preparation, **voxels}}
+        return {"label_map": self.label_map.to_dict(), "preparation": {**self.cache.preparation, **self.voxels}}
 
     @cached_property
-    def voxel_mm(self) -> tuple[float, ...] | None:
-        """The scans' median voxel size (D, H, W) where they are kept at their own, so that others are recognised."""
-        return median_voxel_mm(self.cache)
+    def voxels(self) -> dict[str, list[float]]:
+        """Which voxel sizes the scans have where they are kept at their own, so that others are recognised."""
+        return scans_voxels(self.cache)
 
     def grid(self, case: str) -> Grid:
         """The way back to the scan's own grid; raises UserError where it does not lead there."""

@@ -104,7 +104,7 @@ def assemble(
         file.attrs["spacing_mm"] = spacing_mm
         file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
         file.attrs["origin"] = hdf5.text(origin)
-        file.attrs["patients"] = hdf5.text(json.dumps(dict(patients or {})))
+        file["patients"] = np.frombuffer(json.dumps(dict(patients or {})).encode(), np.uint8)  # no attribute is so long
         cases = file.create_group("cases")
         for name, part in parts:
             with h5py.File(part, "r", locking=False) as whole:  # as `Cache` opens it, maybe at the same time
@@ -148,8 +148,6 @@ class Cache:
         self.preparation: dict[str, Any] = json.loads(about["preparation"])
         self.spacing_mm = float(hdf5.attribute(self.file, "spacing_mm"))
         self.origin = str(hdf5.attribute(self.file, "origin"))
-        told = json.loads(hdf5.attribute(self.file, "patients")) if "patients" in self.file.attrs else {}
-        self.patients: dict[str, int] = {str(case): int(number) for case, number in told.items()}
         kinds = ((self.channels, list), (self.labels, dict), (self.preparation, dict))
         if not all(isinstance(value, kind) for value, kind in kinds) or not 0 <= self.spacing_mm < math.inf:
             raise ValueError("its attributes are of another type")
@@ -159,12 +157,18 @@ class Cache:
             raise ValueError("the name of a case can not be printed")
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        told = {}
+        if "patients" in self.file:  # caches of before have none
+            stored = hdf5.dataset(self.file, "patients", "u1", 1, len(self._map), plain=True)
+            told = json.loads(stored[()].tobytes())
+        self.patients: dict[str, int] = {str(case): int(number) for case, number in told.items()}
 
     @property
     def fingerprint(self) -> str:
         """A hash of every case's name and checksum: tells whether two caches hold the same data."""
         pairs = [(case, str(self.fact(case, "checksum"))) for case in self.ids]
-        return hashlib.blake2b(json.dumps([self.labels, pairs], sort_keys=True).encode(), digest_size=8).hexdigest()
+        about = [self.labels, pairs, *([self.patients] if self.patients else [])]
+        return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def array(self, case: str, name: str) -> Any:
         """An array of a case without reading it: a view of the memory map, or an h5py dataset if compressed."""

@@ -23,8 +23,8 @@ from medtrain.wording import plain, shown
 COLUMNS = ("target", "size", "checksum", "histogram")
 # Type and axes of what is stored.
 COLUMN_TYPES = {
-    "path": ("S", 1), "target": ("i4", 1), "group": ("i4", 1), "size": ("i4", 2), "offsets": ("i8", 1),
-    "checksum": ("u1", 2), "histogram": ("f4", 2), "facts": ("u1", 1),
+    "path": ("S", 1), "target": ("i4", 1), "group": ("i4", 1), "near": ("i4", 1), "size": ("i4", 2),
+    "offsets": ("i8", 1), "checksum": ("u1", 2), "histogram": ("f4", 2), "facts": ("u1", 1),
 }  # fmt: skip
 
 
@@ -44,13 +44,13 @@ def digest(encoded: Any) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.ndarray,
+def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.ndarray, near: np.ndarray | None = None,
                  classes: Sequence[tuple[str, str]], facts: Mapping[str, Any],
                  preparation: Mapping[str, Any], origin: str = "") -> None:  # fmt: skip
     """Join parts of `size` bytes together into one cache, atomically, holding one part at a time.
 
-    `groups` (N,) are the near-duplicate groups; `facts` are JSON-able (what was set aside, and why); `origin` tells
-    from which folder (see `files.origin`).
+    `groups` (N,) are those that no split cuts, `near` (N,) those of near-duplicates, the same where it is None; `facts`
+    are JSON-able (what was set aside, and why); `origin` tells from which folder (see `files.origin`).
     """
     with replacing(out) as temporary, h5py.File(temporary, "w", libver="v110") as file:
         file.attrs.update({"version": VERSION, "kind": hdf5.text("image"), "origin": hdf5.text(origin)})
@@ -71,6 +71,7 @@ def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.nd
         file["offsets"] = np.array(ends, np.int64)
         file["path"] = np.array(paths)
         file["group"] = groups.astype(np.int32)
+        file["near"] = (groups if near is None else near).astype(np.int32)
         for name, column in columns.items():
             file[name] = np.concatenate(column)
         file["facts"] = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
@@ -113,9 +114,12 @@ class ImageCache:
         bytes_ = hdf5.dataset(self.file, "bytes", "u1", 1, len(self._map), plain=True)
         offset = bytes_.id.get_offset() or 0
         self._bytes = np.frombuffer(self._map, np.uint8, count=bytes_.size, offset=offset)
+        self.near = self._column("near") if "near" in self._sums else self.group  # the same where no patients are told
         self.facts: dict[str, Any] = dict(json.loads(self._column("facts").tobytes()))
         count = len(self.ids)
-        lengths = [len(c) for c in (self.target, self.group, self.size, self._checksums, self._stored("histogram"))]
+        lengths = [
+            len(c) for c in (self.target, self.group, self.near, self.size, self._checksums, self._stored("histogram"))
+        ]
         steps = np.diff(self._offsets)
         if (
             {count, len(steps)} != {count, *lengths}

@@ -1,7 +1,7 @@
 """Whose images are whose: `patients.csv` in a data folder, which keeps a patient on one side of every split."""
 
 import csv
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from medtrain.errors import UserError
@@ -32,6 +32,24 @@ def read_patients(folder: Path, names: Collection[str], what: str) -> dict[str, 
             raise UserError(f"{path}, line {number}: {shown(name, 80)} has two patients: keep one.")
     numbers = {patient: n for n, patient in enumerate(dict.fromkeys(owner[name] for name in sorted(owner)))}
     return {name: numbers[patient] for name, patient in owner.items()}
+
+
+def owners(ids: Iterable[str], numbers: Mapping[str, int], name_of: Callable[[str], str]) -> dict[str, str]:
+    """Whose each id is, by `read_patients` and by the names of the ids alike: two that either takes for one patient's
+    are one patient's.
+    """
+    root: dict[str, str] = {}
+
+    def first(key: str) -> str:
+        while root.setdefault(key, key) != key:
+            key = root[key]
+        return key
+
+    names = list(ids)
+    for name in names:
+        if name in numbers:
+            root[first(f"name {name_of(name)}")] = first(f"number {numbers[name]}")
+    return {name: first(f"name {name_of(name)}") for name in names}
 
 
 def _rows(path: Path, what: str) -> list[tuple[str, str]]:

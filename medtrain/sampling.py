@@ -127,7 +127,7 @@ class TooFewGroups(ValueError):
     """A stratum has too few groups for the wanted parts."""
 
     def __init__(self, stratum: int, groups: int, parts: int):
-        super().__init__(f"class {stratum} has {groups} groups of near-duplicates for {parts} parts")
+        super().__init__(f"class {stratum} has {groups} groups for {parts} parts")
         self.stratum, self.groups, self.parts = stratum, groups, parts
 
 
@@ -147,7 +147,8 @@ def split_groups(
 
     With `folds` > 1 the test part is fold `fold` of that many, whatever `test_fraction` says: every id is in one.
 
-    A group belongs to the stratum of most of its members. Each id its own group is a stratified random split. Raises
+    A group belongs to the stratum of most of its members; a stratum that has the majority in none goes with the others'
+    groups. Each id its own group is a stratified random split. Raises
     TooFewGroups where a stratum has too few groups for the wanted parts, ValueError where they take everything.
     """
     if folds > 1:
@@ -166,8 +167,7 @@ def split_groups(
     chosen: dict[str, list[str]] = {"test": [], "val": [], "train": []}
     fractions = {"test": test_fraction, "val": val_fraction}
     wanted = [part for part, fraction in fractions.items() if fraction]
-    for stratum in sorted(set(strata)):
-        found = by_stratum.get(stratum, [])
+    for stratum, found in sorted(by_stratum.items()):
         if len(found) < max(folds, len(wanted) + 1):
             raise TooFewGroups(stratum, len(found), max(folds, len(wanted) + 1))
         found.sort(key=lambda group: lot(seed, ids[group[0]]))
@@ -181,6 +181,9 @@ def split_groups(
             chosen[part] += [ids[n] for group in taken for n in group]
             left = rest
         chosen["train"] += [ids[n] for group in left for n in group]
+    of = dict(zip(ids, strata, strict=True))
+    for stratum in sorted(set(strata) - {of[name] for name in chosen["train"]}):
+        raise TooFewGroups(stratum, 0, 1)
     return Split(*(tuple(sorted(chosen[part])) for part in ("train", "val", "test")))
 
 

@@ -125,6 +125,16 @@ def test_a_final_job_that_was_cut_off_goes_on(
     assert len(calls) == 6
 
 
+def test_members_of_another_split_are_refused(
+    sweep: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(sweep[0], tmp_path / "sweep"))
+    judged = {row.case for row in read_rows(out / "cases.csv")}
+    monkeypatch.setattr("medtrain.sampling.lot", lambda seed, name: (name in judged, name))  # as another version may
+    assert run_main("finish", out) == 2
+    assert "was judged on other cases than its recipe holds out" in capsys.readouterr().err
+
+
 def test_a_member_that_is_alone_has_pictures_too(sweep: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "alone"
     shutil.copytree(sweep[0], out)

@@ -182,6 +182,8 @@ def test_a_list_of_patients_joins_their_images(
     cache = ImageCache(out)
     assert "5 patients are told by patients.csv" in capsys.readouterr().out
     assert cache.ids == before.ids
+    assert np.array_equal(cache.near, before.near)
+    assert np.array_equal(before.near, before.group)
     number = {path: int(cache.group[n]) for n, path in enumerate(cache.ids)}
     for n in range(0, 20, 4):
         assert len({number[path] for path in scc[n : n + 4]}) == 1

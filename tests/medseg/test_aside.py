@@ -9,8 +9,10 @@ import h5py
 import pytest
 from launch_helpers import in_this_process, run_main
 
+from medseg import preparation
 from medseg.labels import LabelMap
 from medseg.msd import CaseFiles, Scan, read_scan
+from medseg.nifti import Unreadable
 from medseg.nifti import _read as read_voxels
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES
@@ -139,3 +141,39 @@ def test_a_damaged_case_is_not_taken_over(
     assert run_main("prepare", "brats", "--data", data, "--out", out) == 2
     assert "the bytes of case PHANTOM_001 have changed: remove it and prepare it again" in capsys.readouterr().err
     assert len(Cache(out).ids) == 4
+
+
+def test_a_cache_that_members_were_trained_on_takes_up_no_case(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    label = data / "labelsTr" / "PHANTOM_002.nii.gz"
+    monkeypatch.setattr("medseg.preparation.in_processes", in_this_process)
+    whole = label.read_bytes()
+    label.write_bytes(whole[:100])
+    out = prepare_dataset(data, tmp_path / "c.h5", Preparation())
+    before = out.read_bytes()
+    label.write_bytes(whole)
+    prepare_dataset(data, out, Preparation(), settled=True)
+    assert "note: 1 cases that were set aside, or are new, stay out of" in capsys.readouterr().out
+    assert out.read_bytes() == before
+    prepare_dataset(data, out, Preparation())
+    assert len(Cache(out).ids) == 5
+
+
+def test_a_file_that_vanished_while_others_were_read_stops_all(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    real = preparation.read_scan
+    monkeypatch.setattr("medseg.preparation.in_processes", in_this_process)
+
+    def vanishes(files: CaseFiles, label_map: LabelMap) -> object:
+        for path in files.images:
+            path.unlink()
+        return real(files, label_map)
+
+    monkeypatch.setattr(preparation, "read_scan", vanishes)
+    with pytest.raises(Unreadable, match="is not there"):
+        prepare_dataset(data, tmp_path / "c.h5", Preparation())
+    assert not (tmp_path / "c.h5").exists()

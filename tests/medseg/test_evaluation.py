@@ -89,9 +89,23 @@ def test_a_cohort_in_other_codes_scores_what_its_written_files_do(
     assert table["native"]["note"] == ""
     assert table["Ensemble"]["note"] == "equal weights of native, coarse"
     text = (out / "table.md").read_text()
-    assert "Judged on the 2 labelled cases" in text
+    assert "Judged on 2 of 2 labelled cases" in text
     assert "label map brats18" in text
     assert text.strip() in printed.out
+
+
+def test_a_case_that_can_not_be_used_does_not_stop_the_others(
+    runs: list[Path], cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = Path(shutil.copytree(cohort, tmp_path / "data")), tmp_path / "out"
+    label = next((data / "labelsTr").glob("HOSPITAL_3*"))
+    scan = nib.load(label)
+    nib.save(nib.Nifti1Image(np.full(scan.shape, 9, np.uint8), scan.affine), label)
+    assert run_main("evaluate", "--members", runs[0], "--data", data, "--out", out) == 3
+    assert "set aside: HOSPITAL_3" in capsys.readouterr().err
+    assert [row.case for row in read_rows(out / "cases.csv")] == ["HOSPITAL_4"]
+    assert "Judged on 1 of 2 labelled cases" in (out / "table.md").read_text()
+    assert "HOSPITAL_3" in (out / "set_aside.csv").read_text()
 
 
 def test_a_cache_scores_what_the_run_says_and_seen_cases_are_counted(
@@ -152,13 +166,15 @@ def test_refusals(
     assert "holds a recipe.json" in capfd.readouterr().err
 
 
-def test_a_damaged_case_leaves_no_table(
+def test_a_cohort_of_damaged_cases_leaves_no_table(
     runs: list[Path], cohort: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "cohort"
     shutil.copytree(cohort, place)
-    last = place / "labelsTr" / "HOSPITAL_4.nii.gz"
-    last.write_bytes(last.read_bytes()[:200])
+    for label in (place / "labelsTr").iterdir():
+        label.write_bytes(label.read_bytes()[:200])
     assert run_main("evaluate", "--members", runs[0], "--data", place, "--out", tmp_path / "out") == 2
-    assert str(last) in capfd.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    said = capfd.readouterr().err
+    assert f"no case of {place} can be used" in said
+    assert "HOSPITAL_4.nii.gz is cut short" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["set_aside.csv"]

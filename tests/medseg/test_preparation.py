@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from launch_helpers import run_main
 
-from medseg.findings import median_voxel_mm, report_enhancement, report_heads, report_spacing, voxel_sizes
+from medseg.findings import report_enhancement, report_heads, report_spacing, scans_voxels, voxel_sizes
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
@@ -128,10 +128,17 @@ def test_scans_of_clearly_different_voxels_are_told_unless_resampled(
     assert most == pytest.approx(sizes.max(0), rel=0.01)
     assert most[2] > 1.2 * least[2]
     assert float(told[0][2]) == pytest.approx(4, rel=0.1)
-    assert median_voxel_mm(Cache(tmp_path / "c.h5")) == pytest.approx(np.median(sizes, 0), abs=1e-3)
+    told_mm = scans_voxels(Cache(tmp_path / "c.h5"))
+    for name, mm in (("voxel_mm", np.median(sizes, 0)), ("least_mm", sizes.min(0)), ("most_mm", sizes.max(0))):
+        assert told_mm[name] == pytest.approx(mm, abs=1e-3)
+    member = Preparation(**{name: tuple(mm) for name, mm in told_mm.items()})
+    assert all(member.target_mm(mm) is None for mm in sizes)  # what it was trained on is not resampled
+    assert member.target_mm(sizes.max(0) * 1.09) is None
+    assert member.target_mm(sizes.max(0) * 1.12) == member.voxel_mm
+    assert member.target_mm(sizes.min(0) * 0.88) == member.voxel_mm
     assert run_main(*arguments, data, "--out", tmp_path / "c6.h5", "--spacing-mm", 6) == 0
     assert "voxels range" not in capsys.readouterr().out
-    assert median_voxel_mm(Cache(tmp_path / "c6.h5")) is None
+    assert scans_voxels(Cache(tmp_path / "c6.h5")) == {}
 
 
 def test_a_cache_without_the_scans_voxel_sizes_has_no_median(cache: Path, tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_a_cache_without_the_scans_voxel_sizes_has_no_median(cache: Path, tmp_pa
         for case in file["cases"].values():
             facts = json.loads(hdf5.attribute(case, "facts"))
             case.attrs["facts"] = hdf5.text(json.dumps({**facts, "voxel_mm": [0.0, "x", 1.0]}))
-    assert median_voxel_mm(Cache(path)) is None
+    assert scans_voxels(Cache(path)) == {}
     assert not report_spacing(path)
 
 
@@ -271,7 +278,7 @@ def test_a_list_of_patients_keeps_their_scans_on_one_side(
     assert opened.patients == dict.fromkeys(ids[:4], 0)
     assert b"Doe" not in out.read_bytes()
     assert all(intact for _, intact in opened.verify())
-    assert opened.fingerprint == Cache(cache).fingerprint
+    assert opened.fingerprint != Cache(cache).fingerprint  # runs of before are not gone on with
     for seed in range(4):
         split = SegTask(tiny(f"data.split_seed={seed}", "data.val_fraction=0.2"), opened).split
         assert set(split.train) in ({*ids[:4]}, {ids[4]})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medtrain.errors import UserError
-from medtrain.patients import read_patients
+from medtrain.patients import owners, read_patients
 
 CASES = {"a", "b", "c", "d"}
 
@@ -44,3 +44,10 @@ def test_a_folder_of_that_name_is_told(tmp_path: Path) -> None:
     (tmp_path / "patients.csv").mkdir()
     with pytest.raises(UserError, match="can not be read"):
         read_patients(tmp_path, CASES, "case")
+
+
+def test_names_and_the_list_together_tell_whose_a_case_is() -> None:
+    ids = ["P1-0", "P1-1", "P2-0", "old", "0", "P3-0"]
+    found = owners(ids, {"P1-1": 0, "old": 0, "P3-0": 1}, lambda name: name.partition("-")[0])
+    assert found["P1-0"] == found["P1-1"] == found["old"]
+    assert len(set(found.values())) == 4  # and "0" is not patient number 0
