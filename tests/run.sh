@@ -15,6 +15,7 @@ mypy kernels medtrain medseg medcls launch slurm
 # where the interpreter itself falls, at its very end too, the threads' places are printed
 export PYTHONFAULTHANDLER=1
 [ $# -eq 0 ] || exec python -m pytest "$@"
+export OMP_WAIT_POLICY=PASSIVE # threads that wait would else take the other half's cores
 others=$(mktemp)
 trap 'kill $! 2>/dev/null || true; rm -f "$others"' EXIT
 python -m pytest tests --ignore tests/system >"$others" 2>&1 &
