@@ -19,7 +19,7 @@ KNOWN = {name for recipe in recipe_names() for name in field_names(find_recipe(r
 SECTIONS = {name.split(".")[0] for name in KNOWN if "." in name}
 # `--set key=`, or a section's field by its dotted name, as in "lower train.batch"
 NAMED = re.compile(rf"--set ([a-z][\w.]*)=|(?<![\w./*-])((?:{'|'.join(sorted(SECTIONS))})\.[a-z_]\w*)(?![\w(/]|\.\w)")
-EXAMPLES = {"section.key"}
+EXAMPLES = {"section.key", *(path.name for path in (ROOT / "launch").glob("*.py"))}  # train.py is no field
 
 
 def texts(path: Path) -> Iterator[str]:
