@@ -10,11 +10,10 @@ from typing import Self
 import numpy as np
 import torch
 
-from medseg import infer
+from medseg import infer, models
 from medseg.findings import NO_BRAIN, is_whole_head
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
-from medseg.models import build_model
 from medseg.msd import CaseFiles, Scan, read_scan
 from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
@@ -58,8 +57,9 @@ class Member:
             raise UserError(
                 f"{path}, preparation: spacing_mm {preparation.spacing_mm:g} is no voxel size: train it again."
             )
+        models.try_kernels(recipe)
         try:
-            model = build_model(recipe)
+            model = models.build_model(recipe)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         checkpoint.load_model(model, content, path)

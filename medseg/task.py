@@ -17,7 +17,6 @@ from medseg.figures import overlay
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
-from medseg.models import try_kernels
 from medseg.msd import CHANNELS, patient_of
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
@@ -68,7 +67,7 @@ class SegTask:
 
     def build_model(self) -> nn.Module:
         """The recipe's network with fresh weights; its kernels are tried on the GPU that it is going to run on."""
-        try_kernels(self.recipe)
+        models.try_kernels(self.recipe)
         return models.build_model(self.recipe)
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:

@@ -23,6 +23,7 @@ from medseg.metrics import ONE_EMPTY_MM, score_case
 from medseg.msd import CaseFiles, read_scan
 from medseg.preparation import Preparation, prepare_case, prepare_dataset
 from medseg.recipes import SegRecipe
+from medseg.task import SegTask
 from medtrain import checkpoint
 from medtrain.cache import Cache
 from medtrain.errors import UserError
@@ -292,3 +293,17 @@ def test_a_case_folder_that_lacks_a_channel_does_not_stop_the_others(
     shutil.rmtree(tmp_path / "scans" / "b")
     assert run_main(*arguments) == 2
     assert "has no T1Gd file" in capsys.readouterr().err
+
+
+def test_kernels_are_tried_before_a_training_and_before_a_prediction(
+    runs: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr("medkernels.trial.try_kernels", tried.append)
+    task = SegTask(Member.load(runs[0], torch.device("cpu")).recipe, Cache(cache))
+    assert tried == []  # there is no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    task.build_model()
+    Member.load(runs[0], torch.device("cpu"))
+    assert tried == [torch.device("cuda", 1)] * 2
