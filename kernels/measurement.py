@@ -45,6 +45,7 @@ def asked(about: str, arguments: Sequence[str] | None = None, names: tuple[str, 
         parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU, no rows: only that it runs")
     parser.add_argument("--no-record", dest="record", action="store_false", help="print, but append no rows")
+    parser.add_argument("--warm", action="store_true", help="only compile what a later run then finds compiled")
     options = parser.parse_args(arguments)
     if not options.smoke and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no CUDA device here: run this on a machine with a GPU.")
@@ -52,7 +53,7 @@ def asked(about: str, arguments: Sequence[str] | None = None, names: tuple[str, 
     if unknown:
         parser.error(f"no {unknown[0]}: choose from {', '.join(names)}")
     options.device = "cpu" if options.smoke else "cuda"
-    options.record &= not options.smoke
+    options.record &= not (options.smoke or options.warm)
     return options
 
 
@@ -74,6 +75,8 @@ def compare(case: Case, rivals: Mapping[str, Work], options: argparse.Namespace)
             continue
         if options.device == "cpu":
             print(f"{case.kernel} {case.what} {case.shape} {case.dtype} {case.layout}, {name}: runs")
+            continue
+        if options.warm:
             continue
         ms, peak, copy = milliseconds(work), peak_mb(work), copy_rate()
         rate = case.counted / ms / 1e6

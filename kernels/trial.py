@@ -12,6 +12,7 @@ import torch
 from medkernels import dispatch
 from medkernels.augment import Volumes
 from medkernels.augment import augment as augment_samples
+from medkernels.conv3d import conv3d
 from medkernels.dispatch import Impl
 from medkernels.group_norm_relu import group_norm_relu, instance_norm_leaky_relu
 from medkernels.region_dice import region_dice
@@ -19,7 +20,7 @@ from medkernels.upsample_add import upsample_add
 from medkernels.window_accumulate import window_accumulate
 
 # ||found - expected|| / ||expected||: some roundings of each type, far below any fault
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 Answers = Iterator[torch.Tensor]
 _tried: set[tuple[str, int]] = set()
@@ -91,6 +92,21 @@ def _instance_norm(device: torch.device, side: int, impl: Impl) -> Answers:
         yield from torch.autograd.grad(y, x, x.detach())
 
 
+def _conv3d(device: torch.device, side: int, impl: Impl) -> Answers:
+    half = torch.float16 if device.type == "cpu" else torch.bfloat16  # triton's interpreter multiplies no bfloat16
+    for channels, channels_out, kernel in ((16, 16, 3), (32, 32, 3), (4, 16, 3), (16, 3, 1)):
+        x = _draw(device, 1, channels, side // 6, side // 4, side, dtype=half).detach()
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        weight = (_draw(device, channels_out, channels, kernel, kernel, kernel).detach() / channels).requires_grad_()
+        bias = _draw(device, channels_out) if kernel == 1 else None
+        # the reference with the same numbers in float32
+        x = (x if impl == "fused" else x.float()).requires_grad_(channels > 4)
+        y = conv3d(x, weight, bias, impl=impl)
+        yield y
+        wanted = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+        yield from torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+
 def _region_dice(device: torch.device, side: int, impl: Impl) -> Answers:
     label = torch.arange(2 * side * side * side, device=device).remainder(4).to(torch.uint8).reshape(2, *[side] * 3)
     for logits in _layouts(device, impl, 2, 3, side, side, side):
@@ -139,6 +155,7 @@ def _augment(device: torch.device, side: int, impl: Impl) -> Answers:
 TRIALS: dict[str, Callable[[torch.device, int, Impl], Answers]] = {
     "group_norm_relu": _group_norm,
     "instance_norm_leaky_relu": _instance_norm,
+    "conv3d": _conv3d,
     "region_dice": _region_dice,
     "upsample_add": _upsample_add,
     "window_accumulate": _window_accumulate,

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from medkernels.conv3d import KernelConv3d
 from medkernels.dispatch import device_refusal
 from medseg.recipes import SegRecipe, window_of
 from medtrain.errors import UserError
@@ -23,6 +24,9 @@ def build_model(recipe: SegRecipe) -> nn.Module:
     makers = {"segresnet": _segresnet, "unetr": _unetr, "swinunetr": _swinunetr, "dynunet": _dynunet}
     net, blocks = makers[recipe.model.name](recipe)
     fuse_norms(net, impl)
+    if impl != "reference":
+        for convolution in filter(KernelConv3d.fits, net.modules()):
+            KernelConv3d.take_over(convolution, impl)
     if recipe.train.recompute:
         recompute(module for module in net.modules() if isinstance(module, blocks))
     return net

@@ -73,9 +73,11 @@ class Train:
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
     deepspeed: str = place("")  # a JSON file with more of DeepSpeed's settings
-    # try: without where it fails; graphs: on, and CUDA graphs, for steps that wait for the host
-    compile: Literal["off", "on", "try", "graphs"] = field(default="off", metadata=NO_EFFECT)
-    channels_last: bool = field(default=False, metadata=NO_EFFECT)
+    # try: on, but without where it fails; graphs: on, with CUDA graphs; replay: CUDA graphs without a compiler, which
+    # auto takes where it can
+    compile: Literal["auto", "off", "on", "try", "graphs", "replay"] = field(default="auto", metadata=NO_EFFECT)
+    # auto: where kernels for it run, on a GPU in mixed precision
+    channels_last: Literal["auto", "on", "off"] = field(default="auto", metadata=NO_EFFECT)
     recompute: bool = field(default=False, metadata=NO_EFFECT)  # blocks' activations in the backward pass: less memory
     seed: int = within(0, 0)
     deterministic: bool = False

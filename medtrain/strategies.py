@@ -7,6 +7,7 @@ from torch import nn
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
 from medtrain.recipe import Recipe
+from medtrain.replay import refusal
 from medtrain.strategy import Ddp, Group, Single
 
 
@@ -18,6 +19,8 @@ def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ran
         raise UserError(
             f"train.compile=graphs can not accumulate {train.accumulate} micro-batches: --set train.compile=on."
         )
+    if train.compile == "replay" and (reason := refusal(model, groups, recipe, ranks.device, ranks.world)):
+        raise UserError(f"train.compile=replay can not be, as {reason}: --set train.compile=auto.")
     if wanted == "single" and ranks.world > 1:
         raise UserError(f"train.strategy=single can not use {ranks.world} processes: take auto or ddp.")
     if wanted == "deepspeed":

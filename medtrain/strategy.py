@@ -18,9 +18,11 @@ from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
 from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
+from medtrain.replay import Replay, refusal
 from medtrain.wording import shown
 
 Group = dict[str, Any]
+COMPILED = ("on", "try", "graphs")  # ways of train.compile that ask torch.compile
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -31,12 +33,14 @@ def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward
     gpus_own = recipe.train.precision in ("fp16", "tf32") and device.type == "cpu"
     precision = "fp32" if gpus_own else precision_for(recipe, device)
     allow_tf32(precision)
-    model = model.to(device).eval()
+    choose_convolutions(recipe, device)
+    layout = layout_of(model, recipe, device, precision)
+    model = laid_out(model.to(device), layout).eval()
 
     def forward(image: torch.Tensor) -> torch.Tensor:
         enabled = autocasts(precision)
         with torch.inference_mode(), torch.autocast(device.type, DTYPES[precision], enabled=enabled):
-            return model(image.to(device)).float()
+            return model(image.to(device).contiguous(memory_format=layout)).float()
 
     return forward
 
@@ -77,10 +81,33 @@ def make_optimizer(optim: Optim, groups: Sequence[Group], device: torch.device) 
     return kind(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
 
 
-def layout_of(model: nn.Module) -> torch.memory_format:
-    """Channels last for the model's own number of dimensions."""
+def layout_of(model: nn.Module, recipe: Recipe, device: torch.device, precision: str) -> torch.memory_format:
+    """How inputs lie: channels last, for the model's own number of dimensions, where the recipe wants it; `auto` does
+    on a GPU in mixed precision, if a module of the model says that it prefers it.
+    """
+    wanted = recipe.train.channels_last
+    if wanted == "auto" and device.type == "cuda" and autocasts(precision):
+        prefers = any(getattr(module, "prefers_channels_last", False) for module in model.modules())
+        wanted = "on" if prefers else "off"
+    if wanted != "on":
+        return torch.contiguous_format
     volumes = any(parameter.ndim == 5 for parameter in model.parameters())
     return torch.channels_last_3d if volumes else torch.channels_last
+
+
+def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model with its weights in a layout of inputs; in place."""
+    if layout != torch.contiguous_format:
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+    return model
+
+
+def choose_convolutions(recipe: Recipe, device: torch.device) -> None:
+    """Let cuDNN try its ways at the first batch and keep the fastest, as all batches are alike; not where runs are to
+    agree bit by bit.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not recipe.train.deterministic
 
 
 def compiled(model: nn.Module, how: str = "on") -> Callable[..., Any]:
@@ -129,6 +156,7 @@ class Single:
     """
 
     shards = False  # whether ranks hold different parts, so that all must take part in `state` and `weights`
+    lays_weights = True  # whether weights lie as inputs do
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         self.precision = precision_for(recipe, ranks.device)
@@ -136,17 +164,20 @@ class Single:
         self.device = ranks.device
         self.library = recipe.optim.library
         self.clip_norm = recipe.optim.clip_norm
-        self.layout = layout_of(model) if recipe.train.channels_last else torch.contiguous_format
+        choose_convolutions(recipe, ranks.device)
+        self.layout = layout_of(model, recipe, ranks.device, self.precision)
         self.compiling, self._compiled = recipe.train.compile, False
-        self.model = model.to(ranks.device)
-        if recipe.train.channels_last:
-            self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if self.compiling == "auto":
+            self.compiling = "off" if refusal(model, groups, recipe, ranks.device, ranks.world) else "replay"
+        self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
         self.called: Callable[..., Any] = self.wrapped
-        if self.compiling != "off":
+        if self.compiling == "replay":
+            self.called = Replay(self.model)
+        elif self.compiling != "off":
             self.called = compiled(self.wrapped, self.compiling)
 
     def train_mode(self) -> None:
@@ -179,7 +210,7 @@ class Single:
             inputs = inputs.contiguous(memory_format=self.layout)
             if self.compiling == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()  # the outputs of the step before may be written over
-            if self.called is not self.wrapped and not self._compiled:
+            if self.compiling in COMPILED and not self._compiled:
                 return self._compile(inputs).float()
             return self.called(inputs).float()
 
@@ -296,7 +327,9 @@ class Ddp(Single):
                                                find_unused_parameters=self.deterministic,
                                                static_graph=self.static)  # fmt: skip
         self.called = self.wrapped
-        if self.compiling != "off":  # outside of the wrapper, so that graphs end where a bucket of gradients is ready
+        if (
+            self.compiling in COMPILED
+        ):  # outside of the wrapper, so that graphs end where a bucket of gradients is ready
             self.called = compiled(self.wrapped, self.compiling)
 
     def freeze(self, epoch: float) -> bool:

@@ -78,7 +78,7 @@ def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
         )
     if train.zero == 3 and recipe.optim.ema:
         raise UserError("train.zero=3 shares the weights out, and optim.ema needs them whole: --set optim.ema=0.")
-    if train.compile in ("on", "graphs"):
+    if train.compile in ("on", "graphs", "replay"):
         raise UserError("train.strategy=deepspeed is not compiled: --set train.compile=off.")
     if recipe.optim.library == "apex":
         raise UserError("train.strategy=deepspeed brings torch's optimisers: --set optim.library=torch.")
@@ -98,6 +98,7 @@ class DeepSpeed(Single):
     """
 
     shards = True
+    lays_weights = False  # DeepSpeed makes flat tensors of them
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
         check(recipe, groups, precision_for(recipe, ranks.device))

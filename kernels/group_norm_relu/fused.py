@@ -17,9 +17,10 @@ from medkernels.group_norm_relu import whole
 from medkernels.group_norm_relu.parts import channel, input_gradient, normalize, through_rectifier
 from medkernels.layout import dense, like, strides_nsc
 
-TILE = 4096  # elements that a program holds at once: 16 a thread in 8 warps
-PROGRAMS = 2048  # enough for every multiprocessor to have several in flight
-WARPS = 8
+TILE = 4096  # elements that a program holds at once: 32 a thread
+PROGRAMS = 1056  # at most: eight for each multiprocessor of an H100
+EACH = 4 * TILE  # elements that a program takes at least, while every multiprocessor has two: parts cost time to merge
+WARPS = 4
 
 
 def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
@@ -31,9 +32,17 @@ def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
         block_s = min(TILE, triton.next_power_of_2(s))
         block_c = min(128, TILE // block_s, triton.next_power_of_2(c))
     blocks = triton.cdiv(s, block_s)
-    most = max(1, PROGRAMS // (n * triton.cdiv(c, block_c)))
+    programs = min(PROGRAMS, max(PROGRAMS // 4, n * c * s // EACH))
+    most = max(1, programs // (n * triton.cdiv(c, block_c)))
     chunk = triton.cdiv(blocks, min(blocks, most)) * block_s
     return block_s, block_c, chunk, triton.cdiv(s, chunk)
+
+
+@triton.jit
+def _backwards():
+    """Chunk, block and sample of a second pass, last first: the cache still holds what the first pass read last."""
+    k, n = tl.num_programs(0) - 1 - tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
+    return k, tl.program_id(1), n
 
 
 @triton.jit
@@ -101,7 +110,7 @@ def _merge_moments(mean_NCK, square_NCK, mean_NG, rstd_NG, S, C, chunk, K, eps, 
 def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chunk, stride_n, stride_s, stride_c, slope,
                AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     """The second pass forward: one read, one write."""
-    k, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    k, block, n = _backwards()
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     s = tl.arange(0, BLOCK_S)
     first = k * chunk
@@ -179,7 +188,7 @@ def _input_gradient(dy, x, y, dx, dresidual, mean_NG, rstd_NG, weight_C, bias_C,
                     stride_n, stride_s, stride_c, slope, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr,
                     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     """The second pass backward: dx = rstd * (w dy' - mean(w dy') - xhat * mean(w dy' xhat))."""
-    k, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    k, block, n = _backwards()
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     s = tl.arange(0, BLOCK_S)
     first = k * chunk

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from medkernels.group_norm_relu.parts import affine, channel, input_gradient, normalize, through_rectifier
 
-MOST = 65536  # elements of a group: more are better shared by several programs
+MOST = 8192  # elements of a group, one tile: more are better shared by several programs
 SECTOR = 32  # bytes that memory gives at once: shorter runs would be read in vain
 TILE = 8192  # elements that a program holds at once
 WARPS = 16

@@ -21,11 +21,16 @@ from medtrain.estimate import Place, sizes_of, step_seconds
 
 WAYS = {
     "MONAI's": ("model.kernels=reference",),
-    "MONAI's, compiled, channels last": ("model.kernels=reference", "train.compile=on", "train.channels_last=true"),
-    "eager": (),
-    "compiled": ("train.compile=on",),
-    "compiled, channels last": ("train.compile=on", "train.channels_last=true"),
-    "CUDA graphs, channels last": ("train.compile=graphs", "train.channels_last=true"),
+    "MONAI's, channels last": ("model.kernels=reference", "train.channels_last=on"),
+    "MONAI's, compiled, channels last": ("model.kernels=reference", "train.compile=on", "train.channels_last=on"),
+    "MONAI's, CUDA graphs, channels last": (
+        "model.kernels=reference",
+        "train.compile=graphs",
+        "train.channels_last=on",
+    ),
+    "kernels": (),
+    "kernels, compiled": ("train.compile=on",),
+    "kernels, CUDA graphs": ("train.compile=graphs",),
 }
 BATCHES = {"brats_segresnet": 2, "brats_unetr": 2, "brats_dynunet": 2, "brats_swinunetr": 1}
 

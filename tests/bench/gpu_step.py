@@ -16,6 +16,7 @@ from medseg.labels import KNOWN
 from medseg.losses import region_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
+from medtrain.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,19 @@ class Rival:
 
     kernels: str
     layout: str
-    compiled: bool = False
+    how: str = ""
 
 
 RIVALS = {
     "MONAI eager": Rival("reference", "channels first"),
     "MONAI eager, channels last": Rival("reference", "channels last"),
-    "MONAI torch.compile": Rival("reference", "channels last", compiled=True),
-    "fused": Rival("fused", "channels first"),
-    "fused, channels last": Rival("fused", "channels last"),
-    "fused, torch.compile": Rival("fused", "channels last", compiled=True),
+    "MONAI torch.compile": Rival("reference", "channels last", "default"),
+    "MONAI torch.compile, CUDA graphs": Rival("reference", "channels last", "reduce-overhead"),
+    "fused": Rival("fused", "channels last"),
+    "fused, torch.compile": Rival("fused", "channels last", "default"),
+    "fused, replayed": Rival("fused", "channels last", "replay"),
 }
-CURVES = ("MONAI eager", "fused, channels last")
+CURVES = ("MONAI eager", "fused, replayed")
 
 
 def batch_of(options: argparse.Namespace, side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,9 +61,16 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
     form = LAYOUTS[rival.layout]
     model = build_model(recipe).to(options.device, memory_format=form).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=options.device == "cuda")
-    network = torch.compile(model, backend="eager" if options.smoke else "inductor") if rival.compiled else model
+    network: Callable[..., torch.Tensor] = model
+    if rival.how == "replay" and not options.smoke:
+        network = Replay(model)
+    elif rival.how:
+        how = {"backend": "eager"} if options.smoke else {"mode": rival.how}
+        network = torch.compile(model, **how)  # type: ignore[call-overload]
 
     def step(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if rival.how == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(options.device, torch.bfloat16):
             logits = network(image.contiguous(memory_format=form))
         # MONAI's loss is meant for float32; the kernel reads what the network gives
@@ -78,18 +87,19 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
 def measure(options: argparse.Namespace) -> None:
     """Time and peak memory of one step of each rival at the recipe's crop and batch."""
     image, label = batch_of(options, options.crop, 0)
-    for name, rival in RIVALS.items():
+    for name in options.names or RIVALS:
+        rival = RIVALS[name]
         torch.compiler.reset()
         step = step_of(rival, options, options.crop, 0.2)
         try:
-            for _ in range(1 if options.smoke else 5):
+            for _ in range(1 if options.smoke or options.warm else 5):
                 step(image, label)
         except Exception as error:  # compilers fail in many ways, and the other rivals are to be measured all the same
             if options.smoke:
                 raise
             print(f"segresnet_step, {name}: FAILS: {type(error).__name__}: {error}", flush=True)
             continue
-        if options.smoke:
+        if options.smoke or options.warm:
             print(f"segresnet_step, {name}: runs")
             continue
         ms, peak = milliseconds(lambda s=step: s(image, label), least=20), peak_mb(lambda s=step: s(image, label))
@@ -120,11 +130,13 @@ def compare_losses(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then compare losses."""
-    options = asked(__doc__ or "", arguments)
+    options = asked(__doc__ or "", arguments, names=tuple(RIVALS))
     sizes = (1, 2, 2, 1) if options.smoke else (2, 128, 64, 200)
     options.batch, options.crop, options.curve_crop, options.steps = sizes
+    torch.backends.cudnn.benchmark = True  # as MONAI's tutorial and our engine have it
     measure(options)
-    compare_losses(options)
+    if not (options.warm or options.names):
+        compare_losses(options)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,7 @@ def bare_loop(recipe: Any, steps: int) -> float:
     label = torch.randint(0, 4, (recipe.train.batch, *recipe.data.crop), device=ranks.device).to(torch.uint8)
 
     def step() -> None:
-        with strategy.autocast():
-            logits = strategy.model(image)
-        strategy.backward(region_loss(logits.float(), label, KNOWN["msd"], recipe.loss))
+        strategy.backward(region_loss(strategy.forward(image), label, KNOWN["msd"], recipe.loss))
         strategy.step(1e-4)
 
     return recipe.train.batch * steps_per_second(step, steps, ranks.device)

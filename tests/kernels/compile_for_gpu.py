@@ -68,6 +68,7 @@ def main() -> None:
         group_norm_relu(layout)
         region_dice(layout)
         upsample_add(layout)
+    conv3d()
     window_accumulate()
     augment()
 
@@ -108,6 +109,20 @@ def upsample_add(layout: torch.memory_format) -> None:
             for n in (side, 2 * side)
         )
         y = fused.upsample_add(x, skip)
+        y.backward(torch.empty_like(y))
+
+
+def conv3d() -> None:
+    """SegResNet's first and last convolution, those of two first levels, and a change of channels at a row of 128."""
+    from medkernels.conv3d import fused
+
+    for channels, channels_out, side, edge in ((4, 16, 3, 128), (16, 16, 3, 128), (32, 32, 3, 64), (32, 16, 3, 96),
+                                               (16, 3, 1, 64)):  # fmt: skip
+        size = (1, channels, 4, 6, edge)
+        x = torch.empty(size, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+        weight = torch.empty(channels_out, channels, side, side, side, requires_grad=True)
+        bias = torch.empty(channels_out, requires_grad=True) if side == 1 else None
+        y = fused.conv3d(x.requires_grad_(channels > 4), weight, bias)
         y.backward(torch.empty_like(y))
 
 

@@ -90,6 +90,7 @@ def test_a_sample_of_many_chunks_is_merged_rightly(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(whole, "MOST", 0)
     monkeypatch.setattr(fused, "TILE", 16)
     monkeypatch.setattr(fused, "PROGRAMS", 24)
+    monkeypatch.setattr(fused, "EACH", 16)
     x, weight, bias = draw(1, 4, 5, 7, 6, mean=3), draw(4, seed=1), draw(4, seed=2)
     block_s, _, chunk, chunks = fused.plan(1, 4, 210, 210)
     assert chunks > 2
@@ -147,12 +148,12 @@ def test_module_keeps_the_graph_whole_and_the_state_dict() -> None:
 
 
 def test_only_small_groups_whose_channels_fill_a_sector_take_one_launch() -> None:
-    x = torch.empty(2, 128, 16, 16, 16, dtype=torch.bfloat16)
-    assert whole.fits(x, 8, 4096)
+    x = torch.empty(2, 128, 8, 8, 8, dtype=torch.bfloat16)
+    assert whole.fits(x, 8, 512)
     assert whole.fits(x, 8, 1)
-    assert whole.fits(x, 128, 4096)
+    assert whole.fits(x, 128, 512)
     assert not whole.fits(x, 128, 1)  # two bytes of each sector
-    assert not whole.fits(x, 4, 4096)
+    assert not whole.fits(x, 4, 512)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -115,7 +115,7 @@ def test_channels_last_changes_the_layout_only(tiny: Tiny) -> None:
     recipe = tiny("optim.name=sgd", "optim.clip_norm=0")
     image = torch.randn(1, 4, 32, 32, 32)
     found = []
-    for layout in ("false", "true"):
+    for layout in ("off", "on"):
         torch.manual_seed(0)
         model = build_model(recipe)
         strategy = Single(model, one_group(model), recipe.override([f"train.channels_last={layout}"]), CPU)

@@ -1,0 +1,129 @@
+"""Steps replayed as CUDA graphs: when they are, and that they take the same steps."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from medseg.models import build_model
+from medseg.recipes import RECIPES, SegRecipe
+from medtrain import replay
+from medtrain.distributed import Ranks
+from medtrain.errors import UserError
+from medtrain.replay import AFTER, Replay, refusal
+from medtrain.strategies import make_strategy
+from medtrain.strategy import one_group
+
+Tiny = Callable[..., SegRecipe]
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ([], ""),
+        (["train.accumulate=2"], "2 micro-batches are accumulated"),
+        (["train.recompute=true"], "train.recompute"),
+        (["train.deterministic=true"], "train.deterministic"),
+        (["train.strategy=deepspeed"], "there are several processes"),
+    ],
+)
+def test_what_can_not_be_replayed_is_told(settings: list[str], reason: str) -> None:
+    recipe, model = RECIPES["brats_segresnet"]().override(settings), nn.Conv3d(4, 3, 1)
+    assert refusal(model, one_group(model), recipe, CUDA, 1) == reason
+
+
+def test_networks_and_machines_that_can_not_be_replayed() -> None:
+    recipe, model = RECIPES["brats_segresnet"](), nn.Sequential(nn.Conv3d(4, 3, 1), nn.BatchNorm3d(3))
+    assert "running statistics" in refusal(model, one_group(model), recipe, CUDA, 1)
+    plain = nn.Conv3d(4, 3, 1)
+    assert "several processes" in refusal(plain, one_group(plain), recipe, CUDA, 2)
+    assert "no GPU" in refusal(plain, one_group(plain), recipe, torch.device("cpu"), 1)
+    later = [{**group, "frozen_epochs": 1.0} for group in one_group(plain)]
+    assert "released later" in refusal(plain, later, recipe, CUDA, 1)
+    cpu, asked = Ranks(0, 1, 0, torch.device("cpu")), recipe.override(["train.compile=replay"])
+    with pytest.raises(UserError, match=r"replay can not be, as there is no GPU: --set train\.compile=auto"):
+        make_strategy(plain, one_group(plain), asked, cpu)
+
+
+class Recorded:
+    """Stands in for a graph, and tells how often it ran."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.runs = model, 0
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return self.model(inputs)
+
+
+def test_a_graph_is_made_after_some_steps_and_serves_its_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Recorded] = []
+    monkeypatch.setattr(replay, "roomy", lambda device: True)
+    monkeypatch.setattr(replay, "capture", lambda model, inputs: graphs.append(Recorded(model)) or graphs[-1])
+    called = Replay(nn.Linear(4, 2))
+    inputs = torch.randn(3, 4)
+    for step in range(1, AFTER + 4):
+        assert torch.equal(called(inputs), called.model(inputs))
+        assert sum(graph.runs for graph in graphs) == max(0, step - AFTER)
+    called(torch.randn(5, 4))
+    assert len(graphs) == 1
+    assert graphs[0].runs == 3
+
+
+def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(model: nn.Module, inputs: torch.Tensor) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(replay, "capture", fails)
+    for room, words in (
+        (True, "note: steps are not replayed as CUDA graphs (RuntimeError: operation not"),
+        (False, ""),
+    ):
+        monkeypatch.setattr(replay, "roomy", lambda device, room=room: room)
+        called, inputs = Replay(nn.Linear(4, 2)), torch.randn(3, 4)
+        for _ in range(AFTER + 3):
+            assert torch.equal(called(inputs), called.model(inputs))
+        said = capsys.readouterr().out
+        assert said.count("note:") == (1 if words else 0)
+        assert words in said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["brats_segresnet", "brats_unetr"])
+def test_replayed_steps_are_the_same_steps(name: str) -> None:
+    small = {
+        "brats_segresnet": ["model.dropout=0.2"],
+        "brats_unetr": ["model.hidden=48", "model.mlp=64", "model.heads=4"],
+    }
+    found = {}
+    for how in ("off", "replay"):
+        recipe = RECIPES[name]().override(
+            ["data.crop=32,32,32", "train.precision=bf16", f"train.compile={how}", *small[name]]
+        )
+        torch.manual_seed(0)
+        model = build_model(recipe)
+        strategy = make_strategy(model, one_group(model), recipe, Ranks(0, 1, 0, CUDA))
+        strategy.train_mode()
+        losses = []
+        for step in range(8):
+            torch.manual_seed(step)  # dropout's masks
+            inputs = torch.randn(1, 4, 32, 32, 32, device=CUDA)
+            loss = strategy.forward(inputs).square().mean()
+            strategy.backward(loss)
+            strategy.step(1e-3)
+            losses.append(float(loss))
+        found[how] = losses
+        if how == "replay":
+            assert strategy.called.graphed is not None
+            before = [p.clone() for p in model.parameters()]
+            strategy.evaluated().eval()
+            with torch.no_grad(), strategy.autocast():
+                strategy.evaluated()(torch.randn(1, 4, 32, 32, 32, device=CUDA))
+            assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    torch.testing.assert_close(found["replay"], found["off"], rtol=2e-2, atol=1e-4)
+    assert found["off"][-1] < found["off"][0]
