@@ -90,7 +90,7 @@ def compare(case: Case, rivals: Mapping[str, Work], options: argparse.Namespace)
             append((case.kernel, case.what, shape, case.dtype, case.layout, name, *figures))
 
 
-def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 150.0) -> float:
+def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 60.0) -> float:
     """Median time of one call on the device by CUDA events, with the level-two cache overwritten before each.
 
     The device first waits for a millisecond, in which the host asks for the work: a step of a network keeps the device

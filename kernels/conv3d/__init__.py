@@ -19,7 +19,8 @@ def conv3d(x_BIDHW: torch.Tensor, weight_OIkkk: torch.Tensor, bias_O: torch.Tens
            *, impl: Impl = "auto") -> torch.Tensor:  # fmt: skip
     """torch's `conv3d` of x (B,I,D,H,W) with weights (O,I,3,3,3), padded by one, or (O,I,1,1,1): y (B,O,D,H,W).
 
-    x bfloat16 or float16 with channels last, as y has them; weights and bias in any dtype, rounded to x's. Sums in
+    x bfloat16 or float16 with channels last, as y has them, but for up to four channels of 1x1x1, which come first;
+    weights and bias in any dtype, rounded to x's. Sums in
     float32 and in a fixed order, so gradients agree bit by bit from run to run; those of weights and bias are in their
     own dtype. `auto` takes torch's wherever `refusal` has a reason or the batch is small. Raises ValueError for shapes
     that do not fit, FusedUnavailable with `impl="fused"` where the kernel can not run.

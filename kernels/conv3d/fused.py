@@ -15,7 +15,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 @_forward.register_fake
 def _(x, weight, bias):
-    return _empty(x, weight.shape[0])
+    return points.empty(x, weight.shape[0]) if weight.shape[2] == 1 else _empty(x, weight.shape[0])
 
 
 def _empty(x: torch.Tensor, channels: int) -> torch.Tensor:
@@ -27,11 +27,11 @@ def _empty(x: torch.Tensor, channels: int) -> torch.Tensor:
 def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
               wanted: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of x (empty unless wanted), weight and bias (empty where there is none)."""
-    dy = like(dy, x)
     dx = x.new_empty(0)
     if weight.shape[2] == 1:
-        dx = points.convolve(dy, weight, None, backward=True) if wanted else dx
+        dx = points.input_gradient(dy, x, weight) if wanted else dx
         return dx, *points.gradients(x, dy, weight, bias)
+    dy = like(dy, x)
     if wanted:
         dx = rows.convolve(dy, rows.pack(weight, x.dtype, backward=True))
     return dx, weights.weight_gradient(x, dy, weight), weight.new_empty(0)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 FOLDED = 4  # channels in, whose neighbours along W are read as channels
+PAIR_STAGES = 2
 PAIRED = 16  # channels out, up to which a program has room for two rows
 
 
@@ -150,7 +151,7 @@ def _row(x, packed, y, D, H, W, IN: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.c
         kd, kh = kdh // 3 - 1, kdh % 3 - 1
         there = (d + kd >= 0) & (d + kd < D) & (h + kh >= 0) & (h + kh < H)
         start = x + (row + kd * H + kh).to(tl.int64) * W * IN
-        if WHOLE:  # noqa: SIM108 - both branches of a conditional expression would be compiled
+        if WHOLE:
             tile = tl.load(start + offset, mask=there, other=0.0)
         else:
             tile = tl.load(start + offset, mask=inside & there, other=0.0)
@@ -212,7 +213,7 @@ def convolve(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         _folded[(b * d * h,)](x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, STAGES=2, num_warps=2)
     elif o <= PAIRED:
         _pair[(b * d * triton.cdiv(h, 2),)](
-            x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=2, num_warps=4
+            x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=PAIR_STAGES, num_warps=4
         )
     else:
         _row[(b * d * h,)](x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=3, num_warps=4)

@@ -21,6 +21,8 @@ TILE = 4096  # elements that a program holds at once: 32 a thread
 PROGRAMS = 1056  # at most: eight for each multiprocessor of an H100
 EACH = 4 * TILE  # elements that a program takes at least, while every multiprocessor has two: parts cost time to merge
 WARPS = 4
+FIRST = 4096  # elements that a program of a first pass holds at once, where sums take registers, too
+STAGES = 1  # reads of a first pass that are under way while a program sums
 
 
 def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
@@ -38,6 +40,11 @@ def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
     return block_s, block_c, chunk, triton.cdiv(s, chunk)
 
 
+def first_pass(block_s: int) -> dict[str, int]:
+    """What a first pass has instead: smaller blocks, read ahead."""
+    return {"BLOCK_S": max(1, min(block_s, block_s * FIRST // TILE)), "STAGES": STAGES}
+
+
 @triton.jit
 def _backwards():
     """Chunk, block and sample of a second pass, last first: the cache still holds what the first pass read last."""
@@ -47,7 +54,7 @@ def _backwards():
 
 @triton.jit
 def _moments(x, mean_NCK, square_NCK, S, C, chunk, stride_n, stride_s, stride_c,
-             BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+             BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Mean and sum of squared distances of each channel over one chunk.
 
     The sums are of distances from the chunk's first voxel, so a large mean costs no digits.
@@ -61,7 +68,7 @@ def _moments(x, mean_NCK, square_NCK, S, C, chunk, stride_n, stride_s, stride_c,
     origin = tl.load(base + first.to(tl.int64) * stride_s, mask=c < C, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     square = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in range(first, end, BLOCK_S):
+    for start in tl.range(first, end, BLOCK_S, num_stages=STAGES):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
         value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -127,7 +134,7 @@ def _normalize(x, y, residual, mean_NG, rstd_NG, weight_C, bias_C, S, C, G, chun
 @triton.jit
 def _gradient_sums(dy, x, y, mean_NG, rstd_NG, weight_C, bias_C, plain_NCK, normed_NCK, S, C, G, chunk, stride_n,
                    stride_s, stride_c, slope, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr,
-                   BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+                   BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """The first pass backward: each channel's sums of dy' and dy' * normalised x over one chunk."""
     k, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -138,7 +145,7 @@ def _gradient_sums(dy, x, y, mean_NG, rstd_NG, weight_C, bias_C, plain_NCK, norm
     base = n.to(tl.int64) * stride_n + c.to(tl.int64) * stride_c
     plain = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     normed = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in range(first, end, BLOCK_S):
+    for start in tl.range(first, end, BLOCK_S, num_stages=STAGES):
         inside = (start + s < end)[:, None] & (c < C)[None, :]
         at = base[None, :] + tl.cast(start, tl.int64) * stride_s + (s * stride_s)[:, None]
         gradient, xhat = through_rectifier(dy, x, y, at, inside, mean, rstd, weight, bias, slope, RESIDUAL)
@@ -220,7 +227,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | 
     grid = (k, triton.cdiv(c, block_c), n)
     mean_NCK, square_NCK = x.new_empty((2, n, c, k), dtype=torch.float32)
     blocks = {"BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": WARPS}
-    _moments[grid](x, mean_NCK, square_NCK, s, c, chunk, *strides, **blocks)
+    _moments[grid](x, mean_NCK, square_NCK, s, c, chunk, *strides, **blocks | first_pass(block_s))
     block = min(1024, triton.next_power_of_2(c // groups * k))
     _merge_moments[(groups, n)](mean_NCK, square_NCK, mean, rstd, s, c, chunk, k, eps, BLOCK=block)
     _normalize[grid](
@@ -264,7 +271,7 @@ def _backward(
     blocks = {"AFFINE": weight is not None, "RESIDUAL": y is not None, "BLOCK_S": block_s, "BLOCK_C": block_c,
               "num_warps": WARPS}  # fmt: skip
     _gradient_sums[grid](dy, x, output, mean, rstd, *affine, plain_NCK, normed_NCK, s, c, groups, chunk, *strides,
-                         slope, **blocks)  # fmt: skip
+                         slope, **blocks | first_pass(block_s))  # fmt: skip
     channels = triton.next_power_of_2(c // groups)
     _merge_gradients[(groups,)](
         plain_NCK, normed_NCK, affine[0], plain_NG, normed_NG, dweight, dbias, n, s, c, k, AFFINE=weight is not None,

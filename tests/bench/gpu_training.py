@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--cache", type=Path, help="of volumes, instead of phantoms made for this")
     parser.add_argument("--device-check", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     options.keep = options.device_check == "cuda"
@@ -95,8 +96,10 @@ def main() -> None:
     shape, spacing_mm = ((160, 192, 144), 1.2) if options.crop > 64 else ((64, 72, 56), 3.0)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        write_dataset(place / "data", cases=5, shape=shape, spacing_mm=spacing_mm)
-        cache = prepare_dataset(place / "data", place / "c.h5", Preparation(), workers=2)
+        cache = options.cache
+        if cache is None:
+            write_dataset(place / "data", cases=5, shape=shape, spacing_mm=spacing_mm)
+            cache = prepare_dataset(place / "data", place / "c.h5", Preparation(), workers=2)
         side = options.crop
         epochs = max(1, options.steps * 2 // 40)
         recipe = RECIPES["brats_segresnet"]().override(

@@ -58,7 +58,7 @@ def main() -> None:
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            wide = "ld.global.v4" in kernel.asm["ptx"]
+            wide = any(read in kernel.asm["ptx"] for read in ("ld.global.v4", "cp.async.cg"))
             told = {"kernel": f"{self.module.split('.')[1]}.{self.__name__}", "wide": wide}
             print(json.dumps(told | resources(kernel.asm["cubin"])), flush=True)
         return kernel

@@ -20,8 +20,11 @@ def test_kernels_compile_and_spill_no_registers(capability: str, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert {k["kernel"].split(".")[0] for k in kernels} == {path.parent.name for path in FUSED}
-    assert [k for k in kernels if k["LOCAL"] or k["STACK"] or k["REG"] > 168] == []
+    assert [k for k in kernels if k["LOCAL"] or k["STACK"]] == []
+    # 65,536 registers of a multiprocessor are enough for twelve warps; products keep their sums there: ten
+    assert [k for k in kernels if k["REG"] > (200 if k["kernel"].startswith("conv3d") else 168)] == []
     # what passes over a volume reads 16 bytes a thread at a time, in one of the two layouts at least
     wide = {k["kernel"] for k in kernels if k["wide"]}
-    passes = {k["kernel"] for k in kernels if not k["kernel"].split(".")[1].startswith(("_merge", "_finish"))}
-    assert passes - wide == {"augment._gather"}  # its threads read where the warp leads
+    passes = {k["kernel"] for k in kernels if not k["kernel"].split(".")[1].startswith(("_merge", "_finish", "_pack"))}
+    # one's threads read where the warp leads, the other's a voxel of four channels
+    assert passes - wide == {"augment._gather", "conv3d._folded"}

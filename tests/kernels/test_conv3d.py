@@ -32,7 +32,8 @@ def compare(x, weight, bias, dy) -> None:
     """Output and all gradients with those of float64, whose weights are rounded as the kernel rounds them."""
     y = conv3d(x, weight, bias, impl="fused")
     assert y.dtype == x.dtype
-    assert y.is_contiguous(memory_format=LAST)
+    few = weight.shape[2] == 1 and weight.shape[0] <= 4
+    assert y.is_contiguous(memory_format=torch.contiguous_format if few else LAST)
     given = [t for t in (x, weight, bias) if t is not None]
     found = torch.autograd.grad(y, given, dy)
     rounded = [t.detach().to(x.dtype).double().requires_grad_() for t in given]
@@ -72,8 +73,9 @@ def test_two_runs_agree_bit_by_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
 
 
-def test_a_channels_first_gradient_is_taken() -> None:
-    x, weight, _, dy = case((1, 16, 16, 2, 3, 5), 3, HALF[0])
+@pytest.mark.parametrize(("channels", "side"), [(16, 3), (3, 1)])
+def test_a_gradient_of_either_layout_is_taken(channels, side) -> None:
+    x, weight, _, dy = case((2, 16, channels, 2, 3, 5), side, HALF[0])
     y = conv3d(x, weight, impl="fused")
     (first,) = torch.autograd.grad(y, weight, dy.contiguous(), retain_graph=True)
     (last,) = torch.autograd.grad(y, weight, dy)
