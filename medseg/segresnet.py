@@ -11,6 +11,7 @@ class KernelSegResNet(SegResNet):
     """SegResNet whose upsampling and skip are one operator. Built and loaded as MONAI's; `kernels` may be set."""
 
     kernels: Impl = "auto"
+    replays = True  # its steps were compared with MONAI's when replayed as CUDA graphs
 
     def decode(self, x: torch.Tensor, down_x: list[torch.Tensor]) -> torch.Tensor:
         """As MONAI's, which interpolates and adds in two steps."""

@@ -74,7 +74,7 @@ class Train:
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
     deepspeed: str = place("")  # a JSON file with more of DeepSpeed's settings
     # try: on, but without where it fails; graphs: on, with CUDA graphs; replay: CUDA graphs without a compiler, which
-    # auto takes where it can
+    # auto takes where it can for networks that were tried so
     compile: Literal["auto", "off", "on", "try", "graphs", "replay"] = field(default="auto", metadata=NO_EFFECT)
     # auto: where kernels for it run, on a GPU in mixed precision
     channels_last: Literal["auto", "on", "off"] = field(default="auto", metadata=NO_EFFECT)

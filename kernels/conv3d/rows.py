@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 
 FOLDED = 4  # channels in, whose neighbours along W are read as channels
-PAIR_STAGES = 2
-PAIRED = 16  # channels out, up to which a program has room for two rows
+PAIRED = 16  # channels in and out, up to which a program takes two rows
 
 
 @triton.jit
@@ -211,9 +210,9 @@ def convolve(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     block = max(64, triton.next_power_of_2(w))
     if i == FOLDED:
         _folded[(b * d * h,)](x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, STAGES=2, num_warps=2)
-    elif o <= PAIRED:
+    elif max(i, o) <= PAIRED:
         _pair[(b * d * triton.cdiv(h, 2),)](
-            x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=PAIR_STAGES, num_warps=4
+            x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=3, num_warps=4
         )
     else:
         _row[(b * d * h,)](x, packed, y, d, h, w, IN=i, OUT=o, BLOCK=block, WHOLE=block == w, STAGES=3, num_warps=4)

@@ -14,8 +14,6 @@ import triton.language as tl
 from medkernels.conv3d.rows import FOLDED
 
 PARTS = 264  # two programs for each multiprocessor of an H100
-PAIRS = True  # whether small products are taken for two rows at a time
-PAIR_STAGES = 2
 HELD = 64 * 64  # sums of a plane that leave room for those of the other two
 
 
@@ -138,7 +136,8 @@ def _parts(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     b, i, d, h, w = x.shape
     o, fold = dy.shape[1], i == FOLDED
     rows, columns = (16 * i, o) if fold else (4 * i, 4 * o)
-    held, paired = rows * columns <= HELD, PAIRS and not fold and rows * columns <= HELD
+    held = rows * columns <= HELD
+    paired = held and not fold
     block = min(128 if fold else 64, max(16, triton.next_power_of_2(w)))
     tiles = b * d * triton.cdiv(h, 2 if paired else 1) * triton.cdiv(w, block)
     each = triton.cdiv(tiles, PARTS // 2 if paired else PARTS)
@@ -146,7 +145,7 @@ def _parts(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     parts = torch.empty((count * (2 if paired else 1), 3, rows, columns), dtype=torch.float32, device=x.device)
     sizes = (x, dy, parts, d, h, w, tiles, each)
     if paired:
-        _paired_sums[(count,)](*sizes, IN=i, OUT=o, BLOCK=block, STAGES=PAIR_STAGES, num_warps=8)
+        _paired_sums[(count,)](*sizes, IN=i, OUT=o, BLOCK=block, STAGES=3, num_warps=8)
     else:
         planes = 3 if held else 1
         _sums[(count, 3 // planes)](

@@ -21,8 +21,7 @@ TILE = 4096  # elements that a program holds at once: 32 a thread
 PROGRAMS = 1056  # at most: eight for each multiprocessor of an H100
 EACH = 4 * TILE  # elements that a program takes at least, while every multiprocessor has two: parts cost time to merge
 WARPS = 4
-FIRST = 4096  # elements that a program of a first pass holds at once, where sums take registers, too
-STAGES = 1  # reads of a first pass that are under way while a program sums
+STAGES = 3  # reads of a first pass that are under way while a program sums
 
 
 def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
@@ -38,11 +37,6 @@ def plan(n: int, c: int, s: int, stride_c: int) -> tuple[int, int, int, int]:
     most = max(1, programs // (n * triton.cdiv(c, block_c)))
     chunk = triton.cdiv(blocks, min(blocks, most)) * block_s
     return block_s, block_c, chunk, triton.cdiv(s, chunk)
-
-
-def first_pass(block_s: int) -> dict[str, int]:
-    """What a first pass has instead: smaller blocks, read ahead."""
-    return {"BLOCK_S": max(1, min(block_s, block_s * FIRST // TILE)), "STAGES": STAGES}
 
 
 @triton.jit
@@ -227,7 +221,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | 
     grid = (k, triton.cdiv(c, block_c), n)
     mean_NCK, square_NCK = x.new_empty((2, n, c, k), dtype=torch.float32)
     blocks = {"BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": WARPS}
-    _moments[grid](x, mean_NCK, square_NCK, s, c, chunk, *strides, **blocks | first_pass(block_s))
+    _moments[grid](x, mean_NCK, square_NCK, s, c, chunk, *strides, **blocks, STAGES=STAGES)
     block = min(1024, triton.next_power_of_2(c // groups * k))
     _merge_moments[(groups, n)](mean_NCK, square_NCK, mean, rstd, s, c, chunk, k, eps, BLOCK=block)
     _normalize[grid](
@@ -271,7 +265,7 @@ def _backward(
     blocks = {"AFFINE": weight is not None, "RESIDUAL": y is not None, "BLOCK_S": block_s, "BLOCK_C": block_c,
               "num_warps": WARPS}  # fmt: skip
     _gradient_sums[grid](dy, x, output, mean, rstd, *affine, plain_NCK, normed_NCK, s, c, groups, chunk, *strides,
-                         slope, **blocks | first_pass(block_s))  # fmt: skip
+                         slope, **blocks, STAGES=STAGES)  # fmt: skip
     channels = triton.next_power_of_2(c // groups)
     _merge_gradients[(groups,)](
         plain_NCK, normed_NCK, affine[0], plain_NG, normed_NG, dweight, dbias, n, s, c, k, AFFINE=weight is not None,

@@ -21,8 +21,8 @@ def test_kernels_compile_and_spill_no_registers(capability: str, tmp_path: Path)
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert {k["kernel"].split(".")[0] for k in kernels} == {path.parent.name for path in FUSED}
     assert [k for k in kernels if k["LOCAL"] or k["STACK"]] == []
-    # 65,536 registers of a multiprocessor are enough for twelve warps; products keep their sums there: ten
-    assert [k for k in kernels if k["REG"] > (200 if k["kernel"].startswith("conv3d") else 168)] == []
+    # 65,536 registers of a multiprocessor are then enough for ten warps, whose reads are under way by themselves
+    assert [k for k in kernels if k["REG"] > 200] == []
     # what passes over a volume reads 16 bytes a thread at a time, in one of the two layouts at least
     wide = {k["kernel"] for k in kernels if k["wide"]}
     passes = {k["kernel"] for k in kernels if not k["kernel"].split(".")[1].startswith(("_merge", "_finish", "_pack"))}
