@@ -93,8 +93,8 @@ def compare(case: Case, rivals: Mapping[str, Work], options: argparse.Namespace)
 def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 60.0) -> float:
     """Median time of one call on the device by CUDA events, with the level-two cache overwritten before each.
 
-    The device first waits for some milliseconds, in which the host asks for the work: a step of a network keeps the device
-    so far behind too, and the time to launch a small kernel would else be taken for its own.
+    The device first waits for some milliseconds, in which the host asks for the work: a step of a network keeps the
+    device so far behind too, and the time to launch a small kernel would else be taken for its own.
     """
     flush = torch.empty(128 * 2**20, dtype=torch.uint8, device="cuda")
     work()
