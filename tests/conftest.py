@@ -1,7 +1,7 @@
 """Data that tests share: small phantoms and their caches, and the real cases where they lie beside the checkout."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_slurm
@@ -23,6 +23,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
+
+
+@pytest.fixture(autouse=True)
+def no_rank_stays() -> Iterator[None]:
+    """DeepSpeed in this process leaves LOCAL_RANK, which would go to the jobs of later tests."""
+    yield
+    os.environ.pop("LOCAL_RANK", None)
 
 
 @pytest.fixture(scope="session")
