@@ -16,15 +16,13 @@ AFTER = 2  # steps without, which find the fastest convolutions and show how muc
 SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
 
 
-def refusal(
-    model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device, world: int
-) -> str:
+def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> str:
     """Why steps can not be replayed, or an empty text."""
     train = recipe.train
     if device.type != "cuda":
         return "there is no GPU"
-    if world > 1 or train.strategy == "deepspeed":
-        return "there are several processes"
+    if train.strategy == "deepspeed":
+        return "DeepSpeed takes the steps"
     if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
         return f"{train.accumulate} micro-batches are accumulated"
     if train.recompute or train.deterministic:
@@ -37,32 +35,39 @@ def refusal(
 
 
 class Replay:
-    """A network in training whose passes are replayed after some steps, as long as inputs keep their shape."""
+    """The forward pass of a network whose training passes are replayed after some steps, as long as inputs keep their
+    shape; it takes the place of the network's own, which evaluation goes on to have.
+    """
 
     def __init__(self, model: nn.Module):
-        self.model, self.steps = model, 0
+        self.model, self.plain, self.steps = model, model.forward, 0
         self.graphed: Callable[[torch.Tensor], Any] | None = None
         self.like = torch.empty(0)
+        model.forward = self
 
     def __call__(self, inputs: torch.Tensor) -> Any:
         """The network's outputs."""
+        if not (self.model.training and torch.is_grad_enabled()):
+            return self.plain(inputs)
         if self.graphed is None:
             self.steps += 1
             if self.steps == AFTER + 1:
                 self._capture(inputs)
         if self.graphed is not None and inputs.shape == self.like.shape and inputs.dtype == self.like.dtype:
             return self.graphed(inputs)
-        return self.model(inputs)
+        return self.plain(inputs)
 
     def _capture(self, inputs: torch.Tensor) -> None:
         if not roomy(inputs.device):
             return
+        self.model.forward = self.plain
         try:
             self.graphed, self.like = capture(self.model, inputs), inputs[:0].new_empty(inputs.shape, device="meta")
         except Exception as error:  # a network may ask the device, or a library may not be made for it
-            print(
-                f"note: steps are not replayed as CUDA graphs ({type(error).__name__}: {shown(error, 120)})", flush=True
-            )
+            words = f"{type(error).__name__}: {shown(error, 120)}"
+            print(f"note: steps are not replayed as CUDA graphs ({words})", flush=True)
+        finally:
+            self.model.forward = self
 
 
 def roomy(device: torch.device) -> bool:
@@ -71,15 +76,13 @@ def roomy(device: torch.device) -> bool:
 
 
 def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], Any]:
-    """The model's training passes at these inputs as CUDA graphs; the model itself and the random state stay as they
-    were. Call it under the autocast that training uses.
+    """The model's training passes at these inputs as CUDA graphs; its weights and the random state stay as they were.
+    Call it under the autocast that training uses. Leaves the graphs as the model's forward pass.
     """
-    kind, plain = inputs.device.type, model.forward
-    state = torch.cuda.get_rng_state(inputs.device)
+    kind, state = inputs.device.type, torch.cuda.get_rng_state(inputs.device)
     try:
         # weights that autocast rounds have to be rounded anew in every replay
         with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
             return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]
     finally:
-        model.forward = plain
         torch.cuda.set_rng_state(state, inputs.device)

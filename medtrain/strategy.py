@@ -168,8 +168,8 @@ class Single:
         self.layout = layout_of(model, recipe, ranks.device, self.precision)
         self.compiling, self._compiled = recipe.train.compile, False
         if self.compiling == "auto":
-            can = not refusal(model, groups, recipe, ranks.device, ranks.world)
-            self.compiling = "replay" if can and getattr(model, "replays", False) else "off"
+            tried = getattr(model, "replays", False) and ranks.world == 1
+            self.compiling = "replay" if tried and not refusal(model, groups, recipe, ranks.device) else "off"
         self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
@@ -177,7 +177,7 @@ class Single:
         self.wrapped: nn.Module = self.model
         self.called: Callable[..., Any] = self.wrapped
         if self.compiling == "replay":
-            self.called = Replay(self.model)
+            Replay(self.model)
         elif self.compiling != "off":
             self.called = compiled(self.wrapped, self.compiling)
 

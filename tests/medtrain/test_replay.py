@@ -1,6 +1,7 @@
 """Steps replayed as CUDA graphs: when they are, and that they take the same steps."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from medtrain.distributed import Ranks
 from medtrain.errors import UserError
 from medtrain.replay import AFTER, Replay, refusal
 from medtrain.strategies import make_strategy
-from medtrain.strategy import one_group
+from medtrain.strategy import Ddp, Single, one_group
 
 Tiny = Callable[..., SegRecipe]
 CUDA = torch.device("cuda")
@@ -26,22 +27,21 @@ CUDA = torch.device("cuda")
         (["train.accumulate=2"], "2 micro-batches are accumulated"),
         (["train.recompute=true"], "train.recompute"),
         (["train.deterministic=true"], "train.deterministic"),
-        (["train.strategy=deepspeed"], "there are several processes"),
+        (["train.strategy=deepspeed"], "DeepSpeed takes the steps"),
     ],
 )
 def test_what_can_not_be_replayed_is_told(settings: list[str], reason: str) -> None:
     recipe, model = RECIPES["brats_segresnet"]().override(settings), nn.Conv3d(4, 3, 1)
-    assert refusal(model, one_group(model), recipe, CUDA, 1) == reason
+    assert refusal(model, one_group(model), recipe, CUDA) == reason
 
 
 def test_networks_and_machines_that_can_not_be_replayed() -> None:
     recipe, model = RECIPES["brats_segresnet"](), nn.Sequential(nn.Conv3d(4, 3, 1), nn.BatchNorm3d(3))
-    assert "running statistics" in refusal(model, one_group(model), recipe, CUDA, 1)
+    assert "running statistics" in refusal(model, one_group(model), recipe, CUDA)
     plain = nn.Conv3d(4, 3, 1)
-    assert "several processes" in refusal(plain, one_group(plain), recipe, CUDA, 2)
-    assert "no GPU" in refusal(plain, one_group(plain), recipe, torch.device("cpu"), 1)
+    assert "no GPU" in refusal(plain, one_group(plain), recipe, torch.device("cpu"))
     later = [{**group, "frozen_epochs": 1.0} for group in one_group(plain)]
-    assert "released later" in refusal(plain, later, recipe, CUDA, 1)
+    assert "released later" in refusal(plain, later, recipe, CUDA)
     cpu, asked = Ranks(0, 1, 0, torch.device("cpu")), recipe.override(["train.compile=replay"])
     with pytest.raises(UserError, match=r"replay can not be, as there is no GPU: --set train\.compile=auto"):
         make_strategy(plain, one_group(plain), asked, cpu)
@@ -50,26 +50,63 @@ def test_networks_and_machines_that_can_not_be_replayed() -> None:
 class Recorded:
     """Stands in for a graph, and tells how often it ran."""
 
-    def __init__(self, model: nn.Module):
-        self.model, self.runs = model, 0
+    def __init__(self, plain: Callable[[torch.Tensor], torch.Tensor]):
+        self.plain, self.runs = plain, 0
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         self.runs += 1
-        return self.model(inputs)
+        return self.plain(inputs)
 
 
-def test_a_graph_is_made_after_some_steps_and_serves_its_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[Recorded] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """What is captured, on a machine without a GPU."""
+    made: list[Recorded] = []
+
+    def capture(model: nn.Module, inputs: torch.Tensor) -> Recorded:
+        made.append(Recorded(model.forward))
+        model.forward = made[-1]  # as torch does
+        return made[-1]
+
     monkeypatch.setattr(replay, "roomy", lambda device: True)
-    monkeypatch.setattr(replay, "capture", lambda model, inputs: graphs.append(Recorded(model)) or graphs[-1])
-    called = Replay(nn.Linear(4, 2))
-    inputs = torch.randn(3, 4)
+    monkeypatch.setattr(replay, "capture", capture)
+    return made
+
+
+def test_a_graph_is_made_after_some_steps_and_serves_its_shape_only(graphs: list[Recorded]) -> None:
+    model, inputs = nn.Linear(4, 2), torch.randn(3, 4)
+    plain = nn.functional.linear(inputs, model.weight, model.bias)
+    Replay(model)
     for step in range(1, AFTER + 4):
-        assert torch.equal(called(inputs), called.model(inputs))
+        assert torch.equal(model(inputs), plain)
         assert sum(graph.runs for graph in graphs) == max(0, step - AFTER)
-    called(torch.randn(5, 4))
-    assert len(graphs) == 1
-    assert graphs[0].runs == 3
+    model(torch.randn(5, 4))
+    with torch.no_grad():
+        model(inputs)
+    model.eval()(inputs)
+    assert [graph.runs for graph in graphs] == [3]
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
+def test_replayed_under_ddp_steps_are_those_of_one_process(graphs: list[Recorded], tmp_path: Path) -> None:
+    recipe = RECIPES["brats_segresnet"]().override(["train.precision=fp32", "optim.name=sgd", "optim.clip_norm=0"])
+    cpu, weights = Ranks(0, 1, 0, torch.device("cpu")), {}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for kind, how in ((Single, "off"), (Ddp, "replay")):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+            strategy = kind(model, one_group(model), recipe.override([f"train.compile={how}"]), cpu)
+            strategy.train_mode()
+            for step in range(AFTER + 3):
+                inputs = torch.full((2, 4), step + 1.0)
+                strategy.backward(strategy.forward(inputs).square().mean())
+                strategy.step(1e-3)
+            weights[how] = [parameter.detach() for parameter in model.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [graph.runs for graph in graphs] == [3]
+    assert all(torch.equal(a, b) for a, b in zip(*weights.values(), strict=True))
 
 
 def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
@@ -84,10 +121,12 @@ def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
         (False, ""),
     ):
         monkeypatch.setattr(replay, "roomy", lambda device, room=room: room)
-        called, inputs = Replay(nn.Linear(4, 2)), torch.randn(3, 4)
+        model, inputs = nn.Linear(4, 2), torch.randn(3, 4)
+        called = Replay(model)
         for _ in range(AFTER + 3):
-            assert torch.equal(called(inputs), called.model(inputs))
+            assert torch.equal(model(inputs), nn.functional.linear(inputs, model.weight, model.bias))
         said = capsys.readouterr().out
+        assert called.graphed is None
         assert said.count("note:") == (1 if words else 0)
         assert words in said
 
@@ -119,7 +158,7 @@ def test_replayed_steps_are_the_same_steps(name: str) -> None:
             losses.append(float(loss))
         found[how] = losses
         if how == "replay":
-            assert strategy.called.graphed is not None
+            assert model.forward.graphed is not None
             before = [p.clone() for p in model.parameters()]
             strategy.evaluated().eval()
             with torch.no_grad(), strategy.autocast():
