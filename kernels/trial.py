@@ -94,8 +94,11 @@ def _instance_norm(device: torch.device, side: int, impl: Impl) -> Answers:
 
 def _conv3d(device: torch.device, side: int, impl: Impl) -> Answers:
     half = torch.float16 if device.type == "cpu" else torch.bfloat16  # triton's interpreter multiplies no bfloat16
-    for channels, channels_out, kernel in ((16, 16, 3), (32, 32, 3), (4, 16, 3), (16, 3, 1)):
-        x = _draw(device, 1, channels, side // 6, side // 4, side, dtype=half).detach()
+    # rows of a whole block of 128 and of a part of one
+    for channels, channels_out, kernel, row in (
+        (16, 16, 3, 128), (16, 16, 3, side), (32, 32, 3, 128), (32, 32, 3, side), (4, 16, 3, side), (16, 3, 1, side)
+    ):  # fmt: skip
+        x = _draw(device, 1, channels, side // 6, side // 4, row, dtype=half).detach()
         x = x.contiguous(memory_format=torch.channels_last_3d)
         weight = (_draw(device, channels_out, channels, kernel, kernel, kernel).detach() / channels).requires_grad_()
         bias = _draw(device, channels_out) if kernel == 1 else None
@@ -108,8 +111,9 @@ def _conv3d(device: torch.device, side: int, impl: Impl) -> Answers:
 
 
 def _region_dice(device: torch.device, side: int, impl: Impl) -> Answers:
-    label = torch.arange(2 * side * side * side, device=device).remainder(4).to(torch.uint8).reshape(2, *[side] * 3)
-    for logits in _layouts(device, impl, 2, 3, side, side, side):
+    size = (2, 2 * side, 2 * side, 2 * side)  # a program has several blocks
+    label = torch.arange(16 * side**3, device=device).remainder(4).to(torch.uint8).reshape(size)
+    for logits in _layouts(device, impl, 2, 3, *size[1:]):
         loss = region_dice(logits, label, [[2, 3], [1, 2, 3], [3]], bce=True, impl=impl)
         yield loss
         yield from torch.autograd.grad(loss, logits)

@@ -241,7 +241,8 @@ class Engine:
 
             def forward(image: torch.Tensor) -> torch.Tensor:
                 with torch.inference_mode(), self.strategy.autocast():
-                    return network(image.to(self.ranks.device)).float()
+                    image = image.to(self.ranks.device).contiguous(memory_format=self.strategy.layout)
+                    return network(image).float()
 
             mine = cases[self.ranks.rank :: self.ranks.world]
             for case, prediction in self.task.predictions(forward, mine, thorough=thorough):

@@ -245,6 +245,8 @@ def _check(hint: Any, value: Any, where: str) -> Any:
     """Value as the annotated type, from a number, a text or a JSON value; raises UserError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
+        if isinstance(value, bool) and {"on", "off"} <= set(arguments):  # as earlier recipes have it
+            value = "on" if value else "off"
         if not isinstance(value, str) or value not in arguments:
             raise UserError(f"{where}: needs one of {', '.join(map(str, arguments))}.")
         return value

@@ -3,7 +3,9 @@
 A 3D network has many small kernels; the host takes longer to ask for them than the device to run them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +18,14 @@ AFTER = 2  # steps without, which find the fastest convolutions and show how muc
 SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
 
 
-def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device) -> str:
+def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device,
+            world: int) -> str:  # fmt: skip
     """Why steps can not be replayed, or an empty text."""
     train = recipe.train
     if device.type != "cuda":
         return "there is no GPU"
-    if train.strategy == "deepspeed":
-        return "DeepSpeed takes the steps"
+    if world > 1 or train.strategy == "deepspeed":  # DDP holds what a capture would have to make anew
+        return "there are several processes"
     if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
         return f"{train.accumulate} micro-batches are accumulated"
     if train.recompute or train.deterministic:
@@ -59,15 +62,19 @@ class Replay:
 
     def _capture(self, inputs: torch.Tensor) -> None:
         if not roomy(inputs.device):
+            _tell("a step takes too much memory")
             return
         self.model.forward = self.plain
         try:
             self.graphed, self.like = capture(self.model, inputs), inputs[:0].new_empty(inputs.shape, device="meta")
         except Exception as error:  # a network may ask the device, or a library may not be made for it
-            words = f"{type(error).__name__}: {shown(error, 120)}"
-            print(f"note: steps are not replayed as CUDA graphs ({words})", flush=True)
+            _tell(f"{type(error).__name__}: {shown(error, 120)}")
         finally:
             self.model.forward = self
+
+
+def _tell(reason: str) -> None:
+    print(f"note: steps are not replayed as CUDA graphs ({reason})", flush=True)
 
 
 def roomy(device: torch.device) -> bool:
@@ -75,14 +82,38 @@ def roomy(device: torch.device) -> bool:
     return torch.cuda.max_memory_allocated(device) < SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
+@contextmanager
+def restored(device: torch.device) -> Iterator[None]:
+    """Afterwards stream and random state are as before, also where a capture ended midway."""
+    generator, stream = torch.cuda.default_generators[device.index or 0], torch.cuda.current_stream(device)
+    state = torch.cuda.get_rng_state(device)
+    try:
+        yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(generator.clone_state())  # one that does not take itself for captured
+        raise
+    finally:
+        torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def own_thread_only() -> Iterator[None]:
+    """Graphs that are made meanwhile mind this thread only: a loader's threads go on asking the device for memory."""
+    plain = torch.cuda.graph
+    torch.cuda.graph = partial(plain, capture_error_mode="thread_local")  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = plain  # type: ignore[misc]
+
+
 def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], Any]:
     """The model's training passes at these inputs as CUDA graphs; its weights and the random state stay as they were.
     Call it under the autocast that training uses. Leaves the graphs as the model's forward pass.
     """
-    kind, state = inputs.device.type, torch.cuda.get_rng_state(inputs.device)
-    try:
-        # weights that autocast rounds have to be rounded anew in every replay
-        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
-            return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]
-    finally:
-        torch.cuda.set_rng_state(state, inputs.device)
+    kind = inputs.device.type
+    # weights that autocast rounds have to be rounded anew in every replay
+    cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+    with restored(inputs.device), own_thread_only(), cast:
+        return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ran
         raise UserError(
             f"train.compile=graphs can not accumulate {train.accumulate} micro-batches: --set train.compile=on."
         )
-    if train.compile == "replay" and (reason := refusal(model, groups, recipe, ranks.device)):
+    if train.compile == "replay" and (reason := refusal(model, groups, recipe, ranks.device, ranks.world)):
         raise UserError(f"train.compile=replay can not be, as {reason}: --set train.compile=auto.")
     if wanted == "single" and ranks.world > 1:
         raise UserError(f"train.strategy=single can not use {ranks.world} processes: take auto or ddp.")

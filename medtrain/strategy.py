@@ -121,6 +121,17 @@ def compiled(model: nn.Module, how: str = "on") -> Callable[..., Any]:
     return torch.compile(model, mode="reduce-overhead" if how == "graphs" else None)
 
 
+def lay_states(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser's states lie as its parameters do: a run may go on in another layout, where fused optimisers
+    would take one number for another.
+    """
+    for parameter, states in optimizer.state.items():
+        for name, value in states.items():
+            alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Statistics:
     """The running statistics of a model as parts of one tensor, so that a lost step is taken back without a loop."""
 
@@ -168,8 +179,8 @@ class Single:
         self.layout = layout_of(model, recipe, ranks.device, self.precision)
         self.compiling, self._compiled = recipe.train.compile, False
         if self.compiling == "auto":
-            tried = getattr(model, "replays", False) and ranks.world == 1
-            self.compiling = "replay" if tried and not refusal(model, groups, recipe, ranks.device) else "off"
+            can = getattr(model, "replays", False) and not refusal(model, groups, recipe, ranks.device, ranks.world)
+            self.compiling = "replay" if can else "off"
         self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
@@ -304,6 +315,7 @@ class Single:
         self.model.load_state_dict(state["model"])
         self.statistics.loaded()
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_states(self.optimizer)
         if state["scaler"] and self.scaler.is_enabled():  # empty where the run went on from bf16 to fp16
             self.scaler.load_state_dict(state["scaler"])
 

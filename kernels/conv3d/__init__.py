@@ -27,14 +27,18 @@ def conv3d(x_BIDHW: torch.Tensor, weight_OIkkk: torch.Tensor, bias_O: torch.Tens
     """
     _check(x_BIDHW, weight_OIkkk, bias_O)
     reason = refusal(x_BIDHW, weight_OIkkk, bias_O)
-    small = x_BIDHW.numel() < LEAST_VOXELS * x_BIDHW.shape[1]
-    takes = impl == "fused" or not (reason or small)
+    takes = impl == "fused" or not (reason or small(x_BIDHW))
     if takes and use_fused("conv3d", impl, (x_BIDHW, weight_OIkkk, bias_O), reason):
         from medkernels.conv3d import fused
 
         return fused.conv3d(x_BIDHW, weight_OIkkk, bias_O)
     cast = [None if t is None else t.to(x_BIDHW.dtype) for t in (weight_OIkkk, bias_O)]
     return reference.conv3d(x_BIDHW, *cast)
+
+
+def small(x: torch.Tensor) -> bool:
+    """Whether a batch is too small for the kernel to be faster."""
+    return x.numel() < LEAST_VOXELS * x.shape[1]
 
 
 def refusal(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str:
@@ -79,13 +83,13 @@ class KernelConv3d(nn.Conv3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve, in autocast's dtype where that is on."""
         kind = x.device.type
-        if self.impl == "reference" or kind == "cpu":
+        if self.impl == "reference" or kind != "cuda":
             return super().forward(x)
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        if refusal(x, self.weight, self.bias):
+        if refusal(x, self.weight, self.bias) or small(x):
             return super().forward(x)
-        return conv3d(x, self.weight, self.bias)
+        return conv3d(x, self.weight, self.bias, impl=self.impl)
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

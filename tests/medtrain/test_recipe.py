@@ -82,3 +82,11 @@ def test_signature_ignores_what_does_not_change_the_result() -> None:
 def test_a_damaged_file_is_a_user_error(text: str) -> None:
     with pytest.raises(UserError, match=r"run/recipe\.json"):
         SegRecipe.from_json(text, "run/recipe.json")
+
+
+@pytest.mark.parametrize(("said", "meant"), [("false", "off"), ("true", "on")])
+def test_a_layout_as_earlier_recipes_have_it_is_read(said: str, meant: str) -> None:
+    recipe = RECIPES["brats_segresnet"]()
+    text = recipe.to_json().replace('"channels_last": "auto"', f'"channels_last": {said}')
+    assert f'"channels_last": {said}' in text
+    assert type(recipe).from_json(text).train.channels_last == meant

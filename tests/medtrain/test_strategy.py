@@ -1,5 +1,6 @@
 """Precision by hardware, clipping, and the optimisers by name."""
 
+import copy
 import json
 import os
 import subprocess
@@ -127,6 +128,27 @@ def test_channels_last_changes_the_layout_only(tiny: Tiny) -> None:
     assert [last for last, _ in found] == [False, True]
     for a, b in zip(found[0][1].values(), found[1][1].values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_run_goes_on_in_another_layout_with_its_own_moments(tiny: Tiny, name: str) -> None:
+    image, ends = torch.randn(1, 4, 16, 16, 16), {}
+    for second in ("off", "on"):
+        torch.manual_seed(0)
+        state = None
+        for layout in ("off", second):
+            model = torch.nn.Sequential(torch.nn.Conv3d(4, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 3))
+            recipe = tiny(f"optim.name={name}", f"train.channels_last={layout}", "train.precision=fp32")
+            strategy = Single(model, one_group(model), recipe, CPU)
+            if state:
+                strategy.load(state)
+            for _ in range(3):
+                strategy.backward(strategy.forward(image).square().mean())
+                strategy.step(1e-2)
+            state = copy.deepcopy(strategy.state())
+        ends[second] = state["model"]
+    for a, b in zip(*(end.values() for end in ends.values()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
