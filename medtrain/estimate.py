@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from medtrain.distributed import Ranks
+from medtrain.graphs import AFTER
 from medtrain.precision import DTYPES, autocasts
 from medtrain.recipe import Recipe
-from medtrain.replay import AFTER
 from medtrain.strategy import Single, one_group
 
 BATCHES = (2, 4)  # of the two traced steps: memory and work are a constant and a part that grows with the batch

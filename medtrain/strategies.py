@@ -6,8 +6,8 @@ from torch import nn
 
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
+from medtrain.graphs import refusal
 from medtrain.recipe import Recipe
-from medtrain.replay import refusal
 from medtrain.strategy import Ddp, Group, Single
 
 

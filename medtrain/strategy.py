@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
+from medtrain.graphs import Replay, refusal
 from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
-from medtrain.replay import Replay, refusal
 from medtrain.wording import shown
 
 Group = dict[str, Any]

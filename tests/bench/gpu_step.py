@@ -17,7 +17,7 @@ from medseg.labels import KNOWN
 from medseg.losses import region_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
-from medtrain.replay import Replay
+from medtrain.graphs import Replay
 
 
 @dataclass(frozen=True)

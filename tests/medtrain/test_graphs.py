@@ -8,10 +8,10 @@ from torch import nn
 
 from medseg.models import build_model
 from medseg.recipes import RECIPES, SegRecipe
-from medtrain import replay
+from medtrain import graphs as replaying
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
-from medtrain.replay import AFTER, Replay, refusal
+from medtrain.graphs import AFTER, Replay, refusal
 from medtrain.strategies import make_strategy
 from medtrain.strategy import one_group
 
@@ -68,8 +68,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
         model.forward = made[-1]  # as torch does
         return made[-1]
 
-    monkeypatch.setattr(replay, "roomy", lambda device: True)
-    monkeypatch.setattr(replay, "capture", capture)
+    monkeypatch.setattr(replaying, "roomy", lambda device: True)
+    monkeypatch.setattr(replaying, "capture", capture)
     return made
 
 
@@ -94,12 +94,12 @@ def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
     def fails(model: nn.Module, inputs: torch.Tensor) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(replay, "capture", fails)
+    monkeypatch.setattr(replaying, "capture", fails)
     for room, words in (
         (True, "note: steps are not replayed as CUDA graphs (RuntimeError: operation not"),
         (False, "not replayed as CUDA graphs (a step takes too much memory)"),
     ):
-        monkeypatch.setattr(replay, "roomy", lambda device, room=room: room)
+        monkeypatch.setattr(replaying, "roomy", lambda device, room=room: room)
         model, inputs = nn.Linear(4, 2), torch.randn(3, 4)
         called = Replay(model)
         for _ in range(AFTER + 3):
