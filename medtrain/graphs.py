@@ -28,8 +28,10 @@ def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, 
         return "there are several processes"
     if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
         return f"{train.accumulate} micro-batches are accumulated"
-    if train.recompute or train.deterministic:
-        return "train.recompute" if train.recompute else "train.deterministic"
+    if train.recompute:
+        return "train.recompute is on"
+    if train.deterministic:
+        return "train.deterministic is on"
     if any(group["frozen_epochs"] for group in groups):
         return "weights are released later"
     if any(buffer.is_floating_point() for buffer in model.buffers()):
@@ -66,7 +68,7 @@ class Replay:
             return
         self.model.forward = self.plain
         try:
-            self.graphed, self.like = capture(self.model, inputs), inputs[:0].new_empty(inputs.shape, device="meta")
+            self.graphed, self.like = capture(self.model, inputs), torch.empty_like(inputs, device="meta")
         except Exception as error:  # a network may ask the device, or a library may not be made for it
             _tell(f"{type(error).__name__}: {shown(error, 120)}")
         finally:

@@ -340,9 +340,7 @@ class Ddp(Single):
                                                find_unused_parameters=self.deterministic,
                                                static_graph=self.static)  # fmt: skip
         self.called = self.wrapped
-        if (
-            self.compiling in COMPILED
-        ):  # outside of the wrapper, so that graphs end where a bucket of gradients is ready
+        if self.compiling in COMPILED:  # around the wrapper: graphs end where a bucket of gradients is ready
             self.called = compiled(self.wrapped, self.compiling)
 
     def freeze(self, epoch: float) -> bool:

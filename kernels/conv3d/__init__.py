@@ -12,7 +12,7 @@ from medkernels.dispatch import Impl, use_fused
 HALF = (torch.bfloat16, torch.float16)
 WIDE = (16, 32)  # channels of a 3x3x3 convolution; 4 in, as scans have, besides
 WIDEST_ROW = 128  # voxels along W: a program holds a row
-LEAST_VOXELS = 100_000  # of a batch: fewer do not fill a device
+LEAST_VOXELS = 100_000  # of a batch: fewer would hardly fill a device, and were not measured
 
 
 def conv3d(x_BIDHW: torch.Tensor, weight_OIkkk: torch.Tensor, bias_O: torch.Tensor | None = None,
@@ -20,10 +20,10 @@ def conv3d(x_BIDHW: torch.Tensor, weight_OIkkk: torch.Tensor, bias_O: torch.Tens
     """torch's `conv3d` of x (B,I,D,H,W) with weights (O,I,3,3,3), padded by one, or (O,I,1,1,1): y (B,O,D,H,W).
 
     x bfloat16 or float16 with channels last, as y has them, but for up to four channels of 1x1x1, which come first;
-    weights and bias in any dtype, rounded to x's. Sums in
-    float32 and in a fixed order, so gradients agree bit by bit from run to run; those of weights and bias are in their
-    own dtype. `auto` takes torch's wherever `refusal` has a reason or the batch is small. Raises ValueError for shapes
-    that do not fit, FusedUnavailable with `impl="fused"` where the kernel can not run.
+    weights and bias in any dtype, rounded to x's. Sums in float32 and in a fixed order, so gradients agree bit by bit
+    from run to run; those of weights and bias are in their own dtype. `auto` takes torch's wherever `refusal` has a
+    reason or the batch is small. Raises ValueError for shapes that do not fit, FusedUnavailable with `impl="fused"`
+    where the kernel can not run.
     """
     _check(x_BIDHW, weight_OIkkk, bias_O)
     reason = refusal(x_BIDHW, weight_OIkkk, bias_O)

@@ -137,6 +137,13 @@ def _order(BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _tile(x, row, offset, inside, there, WHOLE: tl.constexpr):
+    """A row of the input, zeros where it is not there."""
+    mask = there if WHOLE else inside & there
+    return tl.load(x + row + offset, mask=mask, other=0.0)
+
+
+@triton.jit
 def _row(x, packed, y, D, H, W, IN: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
          STAGES: tl.constexpr):  # fmt: skip
     """A row of the output from nine of the input."""
@@ -149,20 +156,9 @@ def _row(x, packed, y, D, H, W, IN: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.c
     for kdh in tl.range(0, 9, num_stages=STAGES):
         kd, kh = kdh // 3 - 1, kdh % 3 - 1
         there = (d + kd >= 0) & (d + kd < D) & (h + kh >= 0) & (h + kh < H)
-        start = x + (row + kd * H + kh).to(tl.int64) * W * IN
-        if WHOLE:
-            tile = tl.load(start + offset, mask=there, other=0.0)
-        else:
-            tile = tl.load(start + offset, mask=inside & there, other=0.0)
+        tile = _tile(x, (row + kd * H + kh).to(tl.int64) * W * IN, offset, inside, there, WHOLE)
         total = tl.dot(tile, tl.load(packed + (kdh * IN + c[:, None]) * 4 * OUT + n[None, :]), total)
     _shift_and_store(y + row.to(tl.int64) * W * OUT, total, W, OUT, BLOCK)
-
-
-@triton.jit
-def _tile(x, row, offset, inside, there, WHOLE: tl.constexpr):
-    """A row of the input, zeros where it is not there."""
-    mask = there if WHOLE else inside & there
-    return tl.load(x + row + offset, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -37,14 +37,9 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     side, target = (128, 1.02) if gpu else (64, 1.03)
     recipe = find_recipe("brats_segresnet").override(
-        [
-            f"data.crop={side},{side},{side}",
-            "train.precision=bf16",
-            "train.batch=2",
-            "model.kernels=reference",
-            "train.compile=off",
-        ]  # as the loop by hand
-    )
+        [f"data.crop={side},{side},{side}", "train.precision=bf16", "train.batch=2", "model.kernels=reference",
+         "train.compile=off"]
+    )  # fmt: skip
     ranks = Ranks(0, 1, 0, torch.device("cuda" if gpu else "cpu"))
     ours, theirs = compare(recipe, ranks, bare, options.steps)
     card = torch.cuda.get_device_name() if gpu else ""

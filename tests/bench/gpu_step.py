@@ -64,7 +64,7 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=options.device == "cuda")
     network: Callable[..., torch.Tensor] = model
     if rival.how == "replay" and not options.smoke:
-        network = Replay(model)
+        Replay(model)
     elif rival.how:
         how = {"backend": "eager"} if options.smoke else {"mode": rival.how}
         network = torch.compile(model, **how)  # type: ignore[call-overload]

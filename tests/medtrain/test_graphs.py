@@ -24,8 +24,8 @@ CUDA = torch.device("cuda")
     [
         ([], ""),
         (["train.accumulate=2"], "2 micro-batches are accumulated"),
-        (["train.recompute=true"], "train.recompute"),
-        (["train.deterministic=true"], "train.deterministic"),
+        (["train.recompute=true"], "train.recompute is on"),
+        (["train.deterministic=true"], "train.deterministic is on"),
         (["train.strategy=deepspeed"], "there are several processes"),
     ],
 )
