@@ -34,7 +34,7 @@ def batches(task: Any) -> Iterator[Any]:
         ]
     )
     while True:
-        yield from DataLoader(Dataset(cases * 200, augment), 2, shuffle=True, num_workers=1, drop_last=True)
+        yield from DataLoader(Dataset(cases * 200, augment), batch_size=2, shuffle=True, num_workers=1, drop_last=True)
 
 
 def train(task: Any, steps: int) -> Any:
