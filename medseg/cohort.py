@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
+from medseg.kept import written
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset, read_scan
 from medseg.preparation import Preparation, in_words
@@ -44,6 +46,11 @@ class ScanCohort:
     def check(self, run: Path, member: Member) -> None:
         """Scans can be prepared for any member."""
 
+    def stamp(self, case: str) -> list[Any]:
+        """What tells whether a case's files are still the same."""
+        files = self._files[case]
+        return [written(path) for path in (*files.images, files.label) if path]
+
     def read(self, case: str) -> LabelledCase:
         """Prepare a scan as a new one is: the members do not profit from its label's box."""
         scan = read_scan(self._files[case], self.label_map)
@@ -76,6 +83,10 @@ class CacheCohort:
                 f"{self.origin} has voxels of {in_words(own_mm)}, the training scans of {run} of "
                 f"{in_words(theirs.voxel_mm or ())}: give --data and the folder it was made from."
             )
+
+    def stamp(self, case: str) -> list[Any]:
+        """What tells whether the cache is still the same."""
+        return [self.cache.fingerprint]
 
     def read(self, case: str) -> LabelledCase:
         """A case as it was prepared."""

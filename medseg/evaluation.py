@@ -10,6 +10,7 @@ import torch
 from medseg.aside import Aside, report
 from medseg.cohort import CacheCohort, Cohort, ScanCohort
 from medseg.geometry import paste
+from medseg.kept import Kept, Scores, weights_of
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import score_case
 from medseg.nifti import Unreadable
@@ -24,11 +25,13 @@ from medtrain.wording import plain, shown
 
 ENSEMBLE = "Ensemble"
 PART = "cohort"
+KEPT = "evaluation.jsonl"  # while it is not complete
 
 
 def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> int:
     """Judge members and, of several, their mean with equal weights on every labelled case; writes cases.csv, table.csv
-    and table.md into `out`, and returns how many cases could not be used: they are listed in set_aside.csv there.
+    and table.md into `out`, and returns how many cases could not be used: they are listed in set_aside.csv there. Where
+    it was cut off, another call goes on.
 
     `place` is a data folder, read under `label_map`, or, if `prepared`, a cache. Cases with the name of one that a
     member has seen are counted in the table and in a warning. Raises UserError; `out` then holds no new tables.
@@ -42,7 +45,8 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     _check_coding(cohort, members[0])
     out.mkdir(parents=True, exist_ok=True)  # before hours of work
     named = dict(zip(names, members, strict=True))
-    rows, aside = _all_rows(cohort, named)
+    kept = Kept(out / KEPT, [names, weights_of(runs), str(place.absolute()), cohort.label_map.name])
+    rows, aside = _all_rows(cohort, named, kept)
     report(aside, out / LISTING, "case")
     if not rows:
         raise UserError(f"no case of {place} can be used: see {out / LISTING}, and repair them.")
@@ -58,23 +62,35 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
         lines.append(Line.of(ENSEMBLE, _of(ENSEMBLE, rows), members[0].label_map.name, "", note))
     write_rows(out / "cases.csv", rows)
     write_tables(out, lines, [_rules(cohort, len(ids))])
+    kept.path.unlink(missing_ok=True)  # the tables are complete
     for name, words in seen.items():
         if words:
             print(f"WARNING: {name}, by the cases' names: {words}.", file=sys.stderr)
     return len(aside)
 
 
-def _all_rows(cohort: Cohort, members: Mapping[str, Member]) -> tuple[list[CaseRow], list[Aside]]:
-    """The rows of every case that can be used, and the others with their reasons."""
-    rows: list[CaseRow] = []
+def _all_rows(cohort: Cohort, members: Mapping[str, Member], kept: Kept) -> tuple[list[CaseRow], list[Aside]]:
+    """The rows of every case that can be used, and the others with their reasons; what a call that was cut off has
+    left is taken as it is.
+    """
+    found = {case: kept.get(case, cohort.stamp(case)) for case in cohort.ids}
+    todo = [case for case, scores in found.items() if not scores]
+    if len(todo) < len(found):
+        print(f"{len(found) - len(todo)} of {len(found)} cases are judged already", flush=True)
     aside: list[Aside] = []
-    for case in track(cohort.ids, len(cohort.ids), "evaluate"):
+    for case in track(todo, len(todo), "evaluate"):
+        stamp = cohort.stamp(case)
         try:
-            rows += _judged(cohort, case, members)
+            found[case] = _judged(cohort, case, members)
         except Unreadable:  # not the case's fault
             raise
         except UserError as error:
             aside.append((case, str(error)))
+        else:
+            kept.add(case, found[case] or {}, stamp)
+    judged = {case: scores for case, scores in found.items() if scores}
+    rows = [CaseRow(member=member, case=case, part=PART, scores=scores[member])
+            for case, scores in judged.items() for member in scores]  # fmt: skip
     return rows, aside
 
 
@@ -138,20 +154,19 @@ def _check_coding(cohort: Cohort, member: Member) -> None:
         )
 
 
-def _judged(cohort: Cohort, case: str, members: Mapping[str, Member]) -> list[CaseRow]:
-    """The rows of one case: each member's and, of several, that of their mean."""
+def _judged(cohort: Cohort, case: str, members: Mapping[str, Member]) -> Scores:
+    """The scores of one case: each member's and, of several, those of their mean."""
     labelled = cohort.read(case)
     first = next(iter(members.values()))
     label_map = first.label_map
     reference = cohort.label_map.recode(labelled.reference, label_map)
-    rows: list[CaseRow] = []
+    scores: dict[str, dict[str, float]] = {}
 
     def judge(name: str, probs_KDHW: np.ndarray) -> None:
         label = label_map.label(probs_KDHW)
         if labelled.whole:
             label = paste(label, labelled.prepared(first.preparation)[1])
-        scores = score_case(label, reference, label_map, labelled.spacing_mm)
-        rows.append(CaseRow(member=name, case=case, part=PART, scores=scores))
+        scores[name] = score_case(label, reference, label_map, labelled.spacing_mm)
 
     def each() -> Iterator[np.ndarray]:
         for name, probs in zip(members, native_probs(list(members.values()), labelled.prepared), strict=True):
@@ -161,4 +176,4 @@ def _judged(cohort: Cohort, case: str, members: Mapping[str, Member]) -> list[Ca
     mean = weighted_mean(each(), [1.0] * len(members))
     if len(members) > 1:
         judge(ENSEMBLE, mean)
-    return rows
+    return scores

@@ -1,47 +1,64 @@
-"""An ensemble's scores case by case, so that a final job that was cut off goes on where it was."""
+"""What is done case by case, so that work of hours that was cut off goes on where it was."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medtrain.checkpoint import BEST
 
-NAME = "ensemble.jsonl"
+Scores = Mapping[str, Mapping[str, float]]  # of every judged member
 
 
-class KeptScores:
-    """The lines of `ensemble.jsonl` in a sweep folder that are of these runs, weights and cache; others are left alone.
+class Kept:
+    """Cases that are done, with their scores if there are any: the lines of a file that were written with what `about`
+    says (JSON-able); others are left alone.
 
     A line that was not written to its end, or whose scores are no numbers, counts as not there.
     """
 
-    def __init__(self, sweep: Path, runs: Sequence[Path], weights: Sequence[float], fingerprint: str):
-        self.path = sweep / NAME
-        about = [[run.name, _written(run / BEST), weight] for run, weight in zip(runs, weights, strict=True)]
-        text = json.dumps([about, fingerprint])
-        self.key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self.scores: dict[str, dict[str, float]] = {}
-        if self.path.is_file():
-            for line in self.path.read_bytes().splitlines():
+    def __init__(self, path: Path, about: Any):
+        self.path, self.about = path, about
+        self._found: dict[tuple[str, str], Scores] = {}
+        if path.is_file():
+            for line in path.read_bytes().splitlines():
                 self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:
             told = json.loads(line)
-            if told["key"] == self.key:
-                self.scores[str(told["case"])] = {str(name): float(value) for name, value in told["scores"].items()}
+            scores = {str(member): {str(name): float(value) for name, value in of.items()}
+                      for member, of in told["scores"].items()}  # fmt: skip
+            self._found[str(told["case"]), str(told["key"])] = scores
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return
 
-    def add(self, case: str, scores: dict[str, float]) -> None:
+    def _key(self, stamp: Any) -> str:
+        return hashlib.blake2b(json.dumps([self.about, stamp]).encode(), digest_size=8).hexdigest()
+
+    def get(self, case: str, stamp: Any = None) -> Scores | None:
+        """What was noted of a case whose files are as `stamp` says, or None."""
+        return self._found.get((case, self._key(stamp)))
+
+    def add(self, case: str, scores: Scores, stamp: Any = None) -> None:
         """Note a case; the line is on the disk when this returns."""
+        key = self._key(stamp)
         with open(self.path, "a", encoding="utf-8") as file:
             # a line of its own, also after one that was cut off
-            file.write("\n" + json.dumps({"key": self.key, "case": case, "scores": scores}) + "\n")
-        self.scores[case] = scores
+            file.write("\n" + json.dumps({"key": key, "case": case, "scores": scores}) + "\n")
+        self._found[case, key] = scores
 
 
-def _written(path: Path) -> tuple[int, int]:
-    about = path.stat()
+def weights_of(runs: Sequence[Path]) -> list[list[Any]]:
+    """Which runs, and which of their weights."""
+    return [[run.name, *written(run / BEST)] for run in runs]
+
+
+def written(path: Path) -> tuple[int, int]:
+    """Size and time of a file; zeros where it is not there."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
     return about.st_size, about.st_mtime_ns

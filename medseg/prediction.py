@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from medseg.aside import Aside, report
+from medseg.kept import Kept, weights_of, written
 from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 from medseg.nifti import Unreadable
@@ -13,6 +14,7 @@ from medtrain.errors import UserError
 from medtrain.progress import track
 
 LISTING = "set_aside.csv"
+KEPT = "prediction.jsonl"  # until every scan had its turn
 
 
 def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
@@ -20,28 +22,40 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     scans were set aside.
 
     In a folder a scan that can not be used does not stop the others: it is told at the end, and listed in
-    `set_aside.csv` in `out`. Raises UserError where there is none that can be used.
+    `set_aside.csv` in `out`. Where it was cut off, another call goes on. Raises UserError where there is none that can
+    be used.
     """
     aside: list[Aside] = []
     cases = find_images(place, aside)
     refuse_overwriting(cases, out)
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
-    for case in track(cases, len(cases), "predict"):
+    kept = Kept(out / KEPT, [weights_of(runs), list(weights), str(place.absolute())])
+    todo = [case for case in cases if kept.get(case.id, _stamp(case, out)) is None]
+    if len(todo) < len(cases):
+        print(f"{len(cases) - len(todo)} of {len(cases)} scans are predicted already", flush=True)
+    for case in track(todo, len(todo), "predict"):
         try:
             predict_scan(case, members, weights, out)
+            kept.add(case.id, {}, _stamp(case, out))
         except Unreadable:  # not the scan's fault
             raise
         except UserError as error:
             if total == 1:
                 raise
             aside.append((case.id, str(error)))
+    kept.path.unlink(missing_ok=True)
     if place.is_dir():
         report(sorted(aside), out / LISTING, "scan")
     if len(aside) == total:
         raise UserError(f"no scan of {place} can be used: see {out / LISTING}, and repair the scans.")
     made = total - len(aside)
     return f"{made} label map{'s' if made > 1 else ''} in {out}", len(aside)
+
+
+def _stamp(case: CaseFiles, out: Path) -> list[tuple[int, int]]:
+    """What tells whether a scan and its label map are still the same."""
+    return [written(path) for path in (*case.images, out / f"{case.id}.nii.gz")]
 
 
 def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles]:

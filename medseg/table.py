@@ -11,7 +11,7 @@ import torch
 
 from medseg.aside import listing_of
 from medseg.figures import overlay, write_box_plot, write_overlay
-from medseg.kept import KeptScores
+from medseg.kept import Kept, weights_of
 from medseg.labels import REGIONS
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import DICE, HD95, score_case
@@ -133,7 +133,8 @@ def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, p
         _check_cases(group[0], task)
         cases = [row.case for row in group[0].rows][: PICTURES if alone else None]
         name = group[0].label if alone else "Ensemble"
-        kept = KeptScores(sweep, [entry.run for entry in group], factors, cache.fingerprint)
+        about = [weights_of([entry.run for entry in group]), factors, cache.fingerprint]
+        kept = Kept(sweep / "ensemble.jsonl", about)
         scores = _scores(task, members, factors, cases, kept, sweep / "figures", name)
         together += [CaseRow(member=name, case=case, part=part, scores=scores[case]) for case in cases]
     return [] if alone else together
@@ -179,20 +180,22 @@ def _weights(members: Sequence[Member], how: str, part: str, sweep: Path) -> lis
 
 
 def _scores(task: SegTask, members: Sequence[Member], weights: Sequence[float], cases: Sequence[str],
-            kept: KeptScores, figures: Path, name: str) -> dict[str, dict[str, float]]:  # fmt: skip
+            kept: Kept, figures: Path, name: str) -> dict[str, Mapping[str, float]]:  # fmt: skip
     """Scores of each case, with a picture; what an earlier call has left of both is taken as it is."""
-    todo = [case for case in cases if case not in kept.scores or not (figures / f"{case}.png").is_file()]
+    found = {case: kept.get(case) for case in cases}
+    scores = {case: told[name] for case, told in found.items() if told and (figures / f"{case}.png").is_file()}
+    todo = [case for case in cases if case not in scores]
     if len(todo) < len(cases):
         print(f"{len(cases) - len(todo)} of {len(cases)} cases are predicted already", flush=True)
     for case in track(todo, len(todo), "ensemble" if len(members) > 1 else "pictures"):
         image, grid, reference = task.cache.read(case, "image"), task.grid(case), task.reference(case)
         probs = native_probs(members, dict.fromkeys((m.preparation for m in members), (image, grid)).__getitem__)
         label = task.label_map.label(weighted_mean(probs, weights))
-        scores = score_case(label, reference, task.label_map, grid.voxel_mm)
-        title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[r]:.2f}" for r in REGIONS)
+        scores[case] = score_case(label, reference, task.label_map, grid.voxel_mm)
+        title = f"{case}: {name} Dice " + ", ".join(f"{r} {scores[case][r]:.2f}" for r in REGIONS)
         write_overlay(figures / f"{case}.png", overlay(task.flair(case), reference, label, task.label_map), title)
-        kept.add(case, scores)
-    return kept.scores
+        kept.add(case, {name: scores[case]})
+    return scores
 
 
 def _reason(run: Path) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from launch_helpers import check_refused, run_main
 
 from medcls.recipes import ClsRecipe
 from medlaunch.train import run
+from medseg import evaluation
 from medseg.labels import KNOWN
 from medseg.metrics import score_case
 from medseg.preparation import Preparation, prepare_dataset
@@ -92,6 +94,37 @@ def test_a_cohort_in_other_codes_scores_what_its_written_files_do(
     assert "Judged on 2 of 2 labelled cases" in text
     assert "label map brats18" in text
     assert text.strip() in printed.out
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(
+    runs: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", "--members", *runs, "--out", tmp_path / "out", "--data", cohort)
+    real, calls = evaluation.native_probs, []
+
+    def cut_off(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "native_probs", cut_off)
+    assert run_main(*words) == 130
+    assert not (tmp_path / "out" / "table.md").exists()
+    first = shutil.copytree(tmp_path / "out", tmp_path / "first")
+    assert run_main(*words) == 0
+    assert "1 of 2 cases are judged already" in capsys.readouterr().out
+    assert len(calls) == 3
+    assert [path.name for path in (tmp_path / "out").glob("*.jsonl")] == []
+    again = [part if part != tmp_path / "out" else first for part in words]
+    os.utime(cohort / "labelsTr" / "HOSPITAL_3.nii.gz")  # the case that was judged has changed
+    assert run_main(*again) == 0
+    assert "judged already" not in capsys.readouterr().out
+    assert len(calls) == 5
+    assert run_main(*words[:-3], tmp_path / "whole", *words[-2:]) == 0
+    for name in ("cases.csv", "table.csv", "table.md"):
+        told = {(place / name).read_bytes() for place in (tmp_path / "out", first, tmp_path / "whole")}
+        assert len(told) == 1, name
 
 
 def test_a_case_that_can_not_be_used_does_not_stop_the_others(

@@ -15,7 +15,7 @@ import torch
 from launch_helpers import run_main
 
 from medlaunch.train import run
-from medseg import infer
+from medseg import infer, prediction
 from medseg.geometry import Grid
 from medseg.labels import KNOWN
 from medseg.members import Member, load_members, native_probs
@@ -83,6 +83,34 @@ def test_a_folder_and_several_members(runs: list[Path], phantoms: Path, tmp_path
                     1, 3)  # fmt: skip
     assert code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+
+
+def test_a_prediction_that_was_cut_off_goes_on(
+    runs: list[Path],
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = prediction.predict_scan, []
+
+    def cut_off(case: CaseFiles, *arguments: Any) -> None:
+        calls.append(case.id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(case, *arguments)
+
+    monkeypatch.setattr(prediction, "predict_scan", cut_off)
+    words = ("predict", "--members", runs[0], "--image", phantoms / "imagesTr", "--out", tmp_path)
+    assert run_main(*words) == 130
+    (tmp_path / "PHANTOM_000.nii.gz").write_bytes(b"not what was written")
+    assert run_main(*words) == 0
+    assert "1 of 5 scans are predicted already" in capsys.readouterr().out
+    assert [case[-1] for case in calls] == [*"012", *"0234"]
+    assert nib.load(tmp_path / "PHANTOM_000.nii.gz").shape
+    assert {path.suffix for path in tmp_path.iterdir()} == {".gz"}
+    assert run_main(*words) == 0  # asked for again after its end: all of them
+    assert len(calls) == 7 + 5
 
 
 def test_members_of_different_label_maps_are_not_averaged(runs: list[Path], tmp_path: Path) -> None:
