@@ -104,8 +104,8 @@ def say_scaling(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace
     if alone is None:
         print(f"\nmeasuring a step of {batch} samples here ...", flush=True)
         door = DOORS[recipe.task]
-        # as several processes take it
-        asked = recipe.override(["train.compile=off"]) if most > 1 and recipe.train.compile == "auto" else recipe
+        by_ddp = most > 1 and recipe.train.strategy == "ddp" and recipe.train.compile == "auto"  # never replayed
+        asked = recipe.override(["train.compile=off"]) if by_ddp else recipe
         alone = measured(lambda n: door.example(asked, n, place.device), asked, batch, place.device)
         origin = "measured here"
     links = Links(options.link_gb_s * 1e9, options.net_gb_s * 1e9, options.hop_us / 1e6)

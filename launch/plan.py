@@ -57,6 +57,15 @@ class Request:
         ]
 
 
+def check_early(recipes: Sequence[Recipe], request: Request) -> None:
+    """Refuse what needs no data to be seen, before hours of preparation or of waiting in a queue."""
+    from medtrain.strategies import check_settings
+
+    find_sweep(request.sweep).check_early(recipes)
+    for recipe in recipes:
+        check_settings(recipe, request.nodes * request.processes)
+
+
 def _folds(folds: int) -> list[list[str]]:
     if folds == 0:
         return [[]]

@@ -11,7 +11,7 @@ from typing import Any
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
 from medlaunch.options import DOORS, find_sweep
-from medlaunch.plan import PLAN, Request, make_plan, read_plan, read_recipes, read_request, write_plan
+from medlaunch.plan import PLAN, Request, check_early, make_plan, read_plan, read_recipes, read_request, write_plan
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
 from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster
@@ -201,11 +201,7 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
             return {**there, "request": dataclasses.asdict(request)}
     door = find_sweep(request.sweep)
     recipes = request.recipes()
-    door.check_early(recipes)
-    for recipe in recipes:
-        share = request.nodes * request.processes * recipe.train.accumulate
-        if recipe.train.batch % share:
-            raise UserError(f"{recipe.name} can not share its batch: --set train.batch={share}.")
+    check_early(recipes, request)
     source = door.look(Path(request.data), request.label_map)
     plan = make_plan(request, door.expand(recipes, source, request.cancers))
     if there and known:

@@ -17,7 +17,7 @@ from medlaunch import remote
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_sweep, sweep_names
-from medlaunch.plan import Request, make_plan, write_plan
+from medlaunch.plan import Request, check_early, make_plan, write_plan
 from medlaunch.report import read_jobs
 from medlaunch.train import open_run
 from medslurm import commands
@@ -36,10 +36,6 @@ def check(door: ModuleType, recipes: Sequence[Recipe], cache: Any, processes: in
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs, one a process.")
     for recipe in recipes:
-        if recipe.train.batch % (processes * recipe.train.accumulate):
-            raise UserError(
-                f"{recipe.name} can not share its batch: --set train.batch={processes * recipe.train.accumulate}."
-            )
         door.check(recipe, cache, weights)
 
 
@@ -131,7 +127,7 @@ def run_here(out: Path, request: Request) -> int:
     """Prepare, train the members one after the other on this machine, and finish; returns the exit code."""
     door = find_sweep(request.sweep)
     recipes = request.recipes()
-    door.check_early(recipes)
+    check_early(recipes, request)
     path = door.prepare(Path(request.data), out, recipes, request)
     cache = door.open_cache(path)
     recipes = door.expand(recipes, cache, request.cancers)

@@ -78,6 +78,10 @@ class ClsRecipe(Recipe):
     smoothing: float = within(0.0, 0, below=1)
     evaluate: ClsEvaluate = ClsEvaluate()
 
+    @property
+    def releases_later(self) -> bool:
+        return self.finetune.freeze_epochs > 0
+
 
 def slug(cancer: str) -> str:
     """A cancer's name as a folder name."""

@@ -80,12 +80,6 @@ class Engine:
     def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks,
                  stop: Callable[[], bool] | None = None, profile: int = 0):  # fmt: skip
         train = recipe.train
-        share = train.accumulate * ranks.world
-        if train.batch < share or train.batch % share:
-            raise UserError(
-                f"train.batch={train.batch} can not be shared by {ranks.world} processes x {train.accumulate} "
-                f"accumulations: --set train.batch={max(1, round(train.batch / share)) * share}."
-            )
         if ranks.world > task.epoch_length():
             raise UserError(
                 f"there are {ranks.world} processes for the {task.epoch_length()} samples of an epoch: start fewer, or "

@@ -24,8 +24,8 @@ def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, 
     train = recipe.train
     if device.type != "cuda":
         return "there is no GPU"
-    if world > 1 or train.strategy == "deepspeed":  # DDP holds what a capture would have to make anew
-        return "there are several processes"
+    if train.strategy == "deepspeed" or (train.strategy == "ddp" and world > 1):
+        return f"train.strategy={train.strategy} holds on to nodes of gradients, which a capture makes anew"
     if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
         return f"{train.accumulate} micro-batches are accumulated"
     if train.recompute:
@@ -37,6 +37,14 @@ def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, 
     if any(buffer.is_floating_point() for buffer in model.buffers()):
         return "the network has running statistics"
     return ""
+
+
+def replays(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device,
+            world: int) -> bool:  # fmt: skip
+    """Whether steps are replayed: where the recipe asks for it, or leaves it open and the network was tried so."""
+    wanted = recipe.train.compile
+    tried = wanted == "auto" and getattr(model, "replays", False)
+    return wanted == "replay" or (tried and not refusal(model, groups, recipe, device, world))
 
 
 class Replay:

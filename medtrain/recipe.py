@@ -69,6 +69,7 @@ class Train:
     batch: int = within(1, 1, most=65536)
     accumulate: int = within(1, 1, most=65536)
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    # auto on several processes: ddp, or, where steps are replayed, gradients averaged in one piece
     strategy: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
     zero: int = within(2, 0, most=3)  # DeepSpeed's stage: what ranks share (1 optimiser, 2 gradients, 3 parameters)
     offload: bool = False  # DeepSpeed: optimiser states in the host's memory
@@ -129,6 +130,11 @@ class Recipe:
                 )
             recipe = _replace(recipe, path.strip().split("."), text.strip(), path.strip())
         return recipe
+
+    @property
+    def releases_later(self) -> bool:
+        """Whether some weights do not move at first."""
+        return False
 
     @property
     def signature(self) -> str:

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
+from medtrain.averaging import Averaging
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
-from medtrain.graphs import Replay, refusal
+from medtrain.graphs import Replay, replays
 from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
@@ -179,8 +180,7 @@ class Single:
         self.layout = layout_of(model, recipe, ranks.device, self.precision)
         self.compiling, self._compiled = recipe.train.compile, False
         if self.compiling == "auto":
-            can = getattr(model, "replays", False) and not refusal(model, groups, recipe, ranks.device, ranks.world)
-            self.compiling = "replay" if can else "off"
+            self.compiling = "replay" if replays(model, groups, recipe, ranks.device, ranks.world) else "off"
         self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
@@ -351,8 +351,32 @@ class Ddp(Single):
         return changed
 
     def sync_buffers(self) -> None:
-        for buffer in self.model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        _as_rank_0(self.model.buffers())
 
     def accumulating(self) -> AbstractContextManager[Any]:
         return self.wrapped.no_sync()  # type: ignore[operator]
+
+
+class Replicas(Single):
+    """Several processes with equal weights whose steps are replayed; gradients are averaged in one piece afterwards.
+    DDP would average them during the backward pass, by nodes of its graph that a capture replaces.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
+        super().__init__(model, groups, recipe, ranks)
+        self.average = Averaging(self.model.parameters())
+        _as_rank_0([*self.model.parameters(), *self.model.buffers()])
+
+    def step(self, lr: float) -> torch.Tensor:
+        self.average()
+        return super().step(lr)
+
+    def sync_buffers(self) -> None:
+        _as_rank_0(self.model.buffers())
+
+
+def _as_rank_0(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        whole = tensor.detach().contiguous()
+        torch.distributed.broadcast(whole, src=0)
+        tensor.detach().copy_(whole)

@@ -52,8 +52,7 @@ def configuration(recipe: Recipe, world: int, precision: str) -> dict[str, Any]:
         # weights stay fp32 and gradients are summed in fp32, as with the other strategies
         dtype = str(DTYPES[precision]).removeprefix("torch.")
         made["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
-    if train.deepspeed:
-        _merge(made, deepspeed_settings(train), train.deepspeed)
+    _merge(made, deepspeed_settings(train), train.deepspeed)
     return made
 
 
@@ -69,8 +68,8 @@ def _merge(made: dict[str, Any], extra: dict[str, Any], origin: str, prefix: str
             )
 
 
-def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
-    """Raise UserError for what can not work together."""
+def check(recipe: Recipe, precision: str) -> None:
+    """Raise UserError for what can not work together; the first to ask is the login node, without DeepSpeed."""
     train = recipe.train
     if precision == "fp16":  # 0.19 has no loss scale at stage 0, and at 1 and 2 never lowers it after an overflow
         raise UserError(
@@ -84,7 +83,7 @@ def check(recipe: Recipe, groups: Sequence[Group], precision: str) -> None:
         raise UserError("train.strategy=deepspeed brings torch's optimisers: --set optim.library=torch.")
     if train.offload and train.zero == 0:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
-    if train.zero and any(group["frozen_epochs"] for group in groups):
+    if train.zero and recipe.releases_later:
         raise UserError(
             f"train.zero={train.zero} can not release weights later: --set finetune.freeze_epochs=0 or train.zero=0."
         )
@@ -101,7 +100,7 @@ class DeepSpeed(Single):
     lays_weights = False  # DeepSpeed makes flat tensors of them
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
-        check(recipe, groups, precision_for(recipe, ranks.device))
+        check(recipe, precision_for(recipe, ranks.device))
         deepspeed = _library(ranks)
         super().__init__(model, groups, recipe, ranks)
         self._order = [parameter for group in groups for parameter in group["params"]]

@@ -112,6 +112,33 @@ def test_files_that_recipes_name_are_found_by_jobs_and_looked_at_before_anything
         (tmp_path / "ds.json").unlink()
 
 
+@pytest.mark.parametrize(
+    ("sweep", "processes", "settings", "told"),
+    [
+        ("brats_demo", 2, "train.batch=5", "shared by 2 processes x 1 accumulations: --set train.batch=4"),
+        ("brats_demo", 2, "train.batch=2 train.strategy=single", "single can not use 2 processes"),
+        ("brats_demo", 1, "train.compile=graphs train.accumulate=2 train.batch=2", "graphs can not accumulate 2"),
+        ("brats_demo", 1, "train.strategy=deepspeed train.precision=fp16", "does not train in fp16"),
+        ("brats_demo", 1, "train.strategy=deepspeed optim.library=apex", "--set optim.library=torch"),
+        ("brats_demo", 1, "train.strategy=deepspeed train.deepspeed=ds.json", "stage to 1, the recipe to 2"),
+        ("multicancer_demo", 1, "train.strategy=deepspeed finetune.freeze_epochs=1", "can not release weights later"),
+    ],
+)
+def test_what_every_job_would_refuse_is_told_before_anything_is_submitted(
+    sweep: str, processes: int, settings: str, told: str, slurm: Path, phantoms: Path, pictures: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
+    data = phantoms if sweep == "brats_demo" else pictures
+    sets = [word for setting in settings.split() for word in ("--set", setting)]
+    assert run_main(*words(slurm, data, tmp_path / "s", "--processes", processes, *sets, sweep=sweep)) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_plan_over_the_budget_is_refused(
     slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from medseg.recipes import RECIPES as SEG_RECIPES
 from medtrain import distributed
 from medtrain.distributed import Ranks
 from medtrain.strategies import make_strategy
-from medtrain.strategy import Single, one_group
+from medtrain.strategy import Replicas, Single, one_group
 from medtrain.writer import on_host
 
 STEPS = 2
@@ -81,7 +81,8 @@ def main() -> None:
     for settings, (name, plain, build, first) in itertools.product(sys.argv[1:], networks()):
         kind, stage, precision = settings.split(":")
         recipe = plain.override([
-            f"train.strategy={kind}", f"train.zero={stage}", f"train.precision={precision}", "optim.ema=0",
+            f"train.strategy={'auto' if kind == 'replicas' else kind}", f"train.zero={stage}",
+            f"train.precision={precision}", "optim.ema=0",
             f"train.batch={2 * len(first)}", "train.accumulate=1", "optim.clip_norm=1",
             # Adam's first steps are signs of gradients: with batch normalisation rounding soon tells
             f"optim.name={'adamw' if first.ndim == 5 else 'sgd'}",
@@ -93,13 +94,14 @@ def main() -> None:
         losses = {"single": run(reference, whole, lr, own)}
         torch.manual_seed(1)
         model = build(recipe)
-        strategy = make_strategy(model, one_group(model), recipe, ranks)
+        make = Replicas if kind == "replicas" else make_strategy  # chosen on a GPU only
+        strategy = make(model, one_group(model), recipe, ranks)
         before = run(strategy, mine[:STEPS], lr)
         state = on_host(strategy.state())
         losses["ranks"] = before + run(strategy, mine[STEPS:], lr)
         torch.manual_seed(2)
         model = build(recipe)
-        other = make_strategy(model, one_group(model), recipe, ranks)
+        other = make(model, one_group(model), recipe, ranks)
         other.load(copy.deepcopy(state))
         losses["again"] = before + run(other, mine[STEPS:], lr)
         moved = alone(recipe, build)

@@ -1,6 +1,11 @@
 """Steps replayed as CUDA graphs: when they are, and that they take the same steps."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +16,7 @@ from medseg.recipes import RECIPES, SegRecipe
 from medtrain import graphs as replaying
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
-from medtrain.graphs import AFTER, Replay, refusal
+from medtrain.graphs import AFTER, Replay, refusal, replays
 from medtrain.strategies import make_strategy
 from medtrain.strategy import one_group
 
@@ -26,7 +31,10 @@ CUDA = torch.device("cuda")
         (["train.accumulate=2"], "2 micro-batches are accumulated"),
         (["train.recompute=true"], "train.recompute is on"),
         (["train.deterministic=true"], "train.deterministic is on"),
-        (["train.strategy=deepspeed"], "there are several processes"),
+        (
+            ["train.strategy=deepspeed"],
+            "train.strategy=deepspeed holds on to nodes of gradients, which a capture makes anew",
+        ),
     ],
 )
 def test_what_can_not_be_replayed_is_told(settings: list[str], reason: str) -> None:
@@ -38,13 +46,28 @@ def test_networks_and_machines_that_can_not_be_replayed() -> None:
     recipe, model = RECIPES["brats_segresnet"](), nn.Sequential(nn.Conv3d(4, 3, 1), nn.BatchNorm3d(3))
     assert "running statistics" in refusal(model, one_group(model), recipe, CUDA, 1)
     plain = nn.Conv3d(4, 3, 1)
-    assert "several processes" in refusal(plain, one_group(plain), recipe, CUDA, 2)
+    assert refusal(plain, one_group(plain), recipe, CUDA, 2) == ""
+    by_ddp = recipe.override(["train.strategy=ddp"])
+    assert "train.strategy=ddp holds" in refusal(plain, one_group(plain), by_ddp, CUDA, 2)
+    assert refusal(plain, one_group(plain), by_ddp, CUDA, 1) == ""
     assert "no GPU" in refusal(plain, one_group(plain), recipe, torch.device("cpu"), 1)
     later = [{**group, "frozen_epochs": 1.0} for group in one_group(plain)]
     assert "released later" in refusal(plain, later, recipe, CUDA, 1)
     cpu, asked = Ranks(0, 1, 0, torch.device("cpu")), recipe.override(["train.compile=replay"])
     with pytest.raises(UserError, match=r"replay can not be, as there is no GPU: --set train\.compile=auto"):
         make_strategy(plain, one_group(plain), asked, cpu)
+
+
+@pytest.mark.parametrize(
+    ("how", "tried", "world", "expected"),
+    [("auto", True, 1, True), ("auto", True, 8, True), ("auto", False, 1, False), ("off", True, 1, False),
+     ("on", True, 1, False), ("replay", False, 1, True)],
+)  # fmt: skip
+def test_what_is_replayed_by_itself(how: str, tried: bool, world: int, expected: bool) -> None:
+    recipe, model = RECIPES["brats_segresnet"]().override([f"train.compile={how}"]), nn.Conv3d(4, 3, 1)
+    model.replays = tried
+    assert replays(model, one_group(model), recipe, CUDA, world) == expected
+    assert not replays(model, one_group(model), recipe.override(["train.compile=auto"]), torch.device("cpu"), world)
 
 
 class Recorded:
@@ -175,3 +198,20 @@ def test_a_network_that_can_not_be_captured_trains_on(capsys: pytest.CaptureFixt
         del loss
     assert "not replayed" in capsys.readouterr().out
     assert torch.cuda.current_stream() == stream
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("backend", "ranks"), [("nccl", 1), ("gloo", 2)])
+def test_replayed_ranks_take_the_steps_of_ddp(backend: str, ranks: int) -> None:
+    """Ranks share a GPU, which NCCL refuses for more than one."""
+    script = Path(__file__).with_name("replicas_on_a_gpu.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run([*command, str(script), backend], capture_output=True, text=True, timeout=240, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["graphs"] == ranks
+    assert found["replicas"] == pytest.approx(found["ddp"], rel=2e-2, abs=1e-4)
+    assert found["apart"] == 0
+    assert found["ddp"][-1] < found["ddp"][0]
