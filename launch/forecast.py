@@ -110,13 +110,23 @@ def say_scaling(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace
         origin = "measured here"
     links = Links(options.link_gb_s * 1e9, options.net_gb_s * 1e9, options.hop_us / 1e6)
     stage = recipe.train.zero if recipe.train.strategy == "deepspeed" else 0
+    overlaps = not averages_in_one_piece(recipe, sizes, place, most)
     lines = [["GPUs", "nodes", "samples a step", "step s", "samples/s", "efficiency"]]
     for gpus in sorted({*(count for count in GPUS if count < most), most}):
-        spent = step_seconds(alone, sizes.weights, gpus, per_node, links, stage)
+        spent = step_seconds(alone, sizes.weights, gpus, per_node, links, stage, overlaps)
         lines.append([str(gpus), str(-(-gpus // per_node)), str(gpus * batch), f"{spent:.4g}",
                       f"{gpus * batch / spent:.4g}", f"{alone / spent:.1%}"])  # fmt: skip
     print(f"\nprediction from a step of {alone:.4g} s ({origin}) with {batch} samples a GPU, "
           f"{sizes.weights / 1e6:.0f} MB of gradients,\n{options.link_gb_s:g} GB/s in a node, "
           f"{options.net_gb_s:g} GB/s between nodes, {options.hop_us:g} us a hop:\n")  # fmt: skip
     print(to_markdown(lines))
-    print("ring all-reduce that overlaps with the backward pass; waiting for data or for slower GPUs is not in it")
+    way = "that overlaps with the backward pass" if overlaps else "after the backward pass, in one piece"
+    print(f"ring all-reduce {way}; waiting for data or for slower GPUs is not in it")
+
+
+def averages_in_one_piece(recipe: Any, sizes: Any, place: Any, gpus: int) -> bool:
+    """Whether several GPUs replay their steps and average gradients after them, rather than by DDP meanwhile."""
+    from medtrain.settings import replay_refusal
+
+    replays = recipe.train.compile == "replay" or (recipe.train.compile == "auto" and sizes.replays)
+    return bool(place.gpu and gpus > 1 and replays and not replay_refusal(recipe, gpus))

@@ -11,6 +11,7 @@ from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
 from medtrain.files import leaves, read_json, write_json
 from medtrain.recipe import Recipe, build
+from medtrain.settings import check_settings
 from medtrain.wording import plain
 
 PLAN = "plan.json"
@@ -59,8 +60,6 @@ class Request:
 
 def check_early(recipes: Sequence[Recipe], request: Request) -> None:
     """Refuse what needs no data to be seen, before hours of preparation or of waiting in a queue."""
-    from medtrain.strategies import check_settings
-
     find_sweep(request.sweep).check_early(recipes)
     for recipe in recipes:
         check_settings(recipe, request.nodes * request.processes)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from medcls.folders import Cancers, choose_cancer
 from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
 from medtrain.errors import UserError
-from medtrain.settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from medcls.task import ClsTask
@@ -57,7 +56,6 @@ def check_early(recipes: Sequence[ClsRecipe]) -> None:
     from medcls.backbones import weights_file
 
     for recipe in recipes:
-        deepspeed_settings(recipe.train)
         weights_file(recipe.model)
 
 

@@ -49,7 +49,7 @@ class ScanCohort:
     def stamp(self, case: str) -> list[Any]:
         """What tells whether a case's files are still the same."""
         files = self._files[case]
-        return [written(path) for path in (*files.images, files.label) if path]
+        return [[str(path), *written(path)] for path in (*files.images, files.label) if path]
 
     def read(self, case: str) -> LabelledCase:
         """Prepare a scan as a new one is: the members do not profit from its label's box."""

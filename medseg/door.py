@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.recipes import RECIPES, SWEEPS, SegRecipe
 from medtrain.errors import UserError
-from medtrain.settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from medseg.task import SegTask
@@ -53,8 +52,6 @@ def folder(recipe: SegRecipe) -> str:
 
 def check_early(recipes: Sequence[SegRecipe]) -> None:
     """Refuse what needs no data to be seen, before hours of preparation."""
-    for recipe in recipes:
-        deepspeed_settings(recipe.train)
     spacings = {recipe.data.spacing_mm for recipe in recipes}
     if len(spacings) > 1:
         raise UserError(f"the members need caches of different spacing {sorted(spacings)} mm: run them as two sweeps.")

@@ -39,13 +39,14 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     names = _names(runs)
     splits = {name: _split(run) for name, run in zip(names, runs, strict=True)}
     cohort: Cohort = CacheCohort(place) if prepared else ScanCohort(place, label_map)
+    about = [names, weights_of(runs), str(place.absolute()), cohort.label_map.to_dict()]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for run, member in zip(runs, members, strict=True):
         cohort.check(run, member)
     _check_coding(cohort, members[0])
     out.mkdir(parents=True, exist_ok=True)  # before hours of work
     named = dict(zip(names, members, strict=True))
-    kept = Kept(out / KEPT, [names, weights_of(runs), str(place.absolute()), cohort.label_map.name])
+    kept = Kept(out / KEPT, about)
     rows, aside = _all_rows(cohort, named, kept)
     report(aside, out / LISTING, "case")
     if not rows:

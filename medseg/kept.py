@@ -31,11 +31,11 @@ class Kept:
             scores = {str(member): {str(name): float(value) for name, value in of.items()}
                       for member, of in told["scores"].items()}  # fmt: skip
             self._found[str(told["case"]), str(told["key"])] = scores
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
             return
 
     def _key(self, stamp: Any) -> str:
-        return hashlib.blake2b(json.dumps([self.about, stamp]).encode(), digest_size=8).hexdigest()
+        return digest([self.about, stamp])
 
     def get(self, case: str, stamp: Any = None) -> Scores | None:
         """What was noted of a case whose files are as `stamp` says, or None."""
@@ -48,6 +48,11 @@ class Kept:
             # a line of its own, also after one that was cut off
             file.write("\n" + json.dumps({"key": key, "case": case, "scores": scores}) + "\n")
         self._found[case, key] = scores
+
+
+def digest(value: Any) -> str:
+    """Sixteen characters that tell JSON-able values apart."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 def weights_of(runs: Sequence[Path]) -> list[list[Any]]:

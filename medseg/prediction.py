@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from medseg.aside import Aside, report
-from medseg.kept import Kept, weights_of, written
+from medseg.kept import Kept, digest, weights_of, written
 from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 from medseg.nifti import Unreadable
@@ -14,7 +15,7 @@ from medtrain.errors import UserError
 from medtrain.progress import track
 
 LISTING = "set_aside.csv"
-KEPT = "prediction.jsonl"  # until every scan had its turn
+KEPT = "prediction-{}.jsonl"  # until every scan had its turn
 
 
 def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
@@ -28,16 +29,20 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     aside: list[Aside] = []
     cases = find_images(place, aside)
     refuse_overwriting(cases, out)
+    if out.resolve() == place.resolve():
+        raise UserError(f"{out} is the folder of the scans, label maps would be taken for some: give another --out.")
+    about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
-    kept = Kept(out / KEPT, [weights_of(runs), list(weights), str(place.absolute())])
-    todo = [case for case in cases if kept.get(case.id, _stamp(case, out)) is None]
+    kept = Kept(out / KEPT.format(digest(about)), about)
+    todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]
     if len(todo) < len(cases):
         print(f"{len(cases) - len(todo)} of {len(cases)} scans are predicted already", flush=True)
     for case in track(todo, len(todo), "predict"):
+        stamp = _stamp(case)
         try:
             predict_scan(case, members, weights, out)
-            kept.add(case.id, {}, _stamp(case, out))
+            kept.add(case.id, {}, [stamp, written(_target(case, out))])
         except Unreadable:  # not the scan's fault
             raise
         except UserError as error:
@@ -53,9 +58,13 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     return f"{made} label map{'s' if made > 1 else ''} in {out}", len(aside)
 
 
-def _stamp(case: CaseFiles, out: Path) -> list[tuple[int, int]]:
-    """What tells whether a scan and its label map are still the same."""
-    return [written(path) for path in (*case.images, out / f"{case.id}.nii.gz")]
+def _stamp(case: CaseFiles) -> list[Any]:
+    """What tells whether a scan is still the same."""
+    return [[str(path), *written(path)] for path in case.images]
+
+
+def _target(case: CaseFiles, out: Path) -> Path:
+    return out / f"{case.id}.nii.gz"
 
 
 def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles]:
@@ -91,7 +100,7 @@ def refuse_overwriting(cases: Sequence[CaseFiles], out: Path) -> None:
     """UserError where a label map would replace a scan or another label map."""
     seen: set[str] = set()
     for case in cases:
-        target = out / f"{case.id}.nii.gz"
+        target = _target(case, out)
         if any(target.resolve() == image.resolve() for image in case.images):
             raise UserError(f"{target} is the scan itself: give another --out.")
         if case.id in seen:

@@ -183,7 +183,8 @@ def _scores(task: SegTask, members: Sequence[Member], weights: Sequence[float], 
             kept: Kept, figures: Path, name: str) -> dict[str, Mapping[str, float]]:  # fmt: skip
     """Scores of each case, with a picture; what an earlier call has left of both is taken as it is."""
     found = {case: kept.get(case) for case in cases}
-    scores = {case: told[name] for case, told in found.items() if told and (figures / f"{case}.png").is_file()}
+    scores = {case: told[name] for case, told in found.items()
+              if told and name in told and (figures / f"{case}.png").is_file()}  # fmt: skip
     todo = [case for case in cases if case not in scores]
     if len(todo) < len(cases):
         print(f"{len(cases) - len(todo)} of {len(cases)} cases are predicted already", flush=True)

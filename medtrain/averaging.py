@@ -6,6 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from medtrain.distributed import gather
+from medtrain.errors import Failed
+
+REMEDY = "--set train.compile=off, which leaves them to DDP."
 ALIGNED = 64  # elements: optimisers read 16 bytes at a time from where a piece begins
 
 
@@ -14,23 +18,32 @@ class Averaging:
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         self.parameters = list(parameters)
+        self.having: list[int] = []  # which of them have gradients
         self.flat = torch.empty(0)
         self.pieces: list[torch.Tensor] = []
 
     def __call__(self) -> None:
-        """Put the mean over ranks in every gradient's place, laid out as its weight is."""
-        having = [parameter for parameter in self.parameters if parameter.grad is not None]
+        """Put the mean over ranks in every gradient's place, laid out as its weight is. Raises Failed where not the
+        same weights have gradients.
+        """
+        having = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
         if not self.pieces:
             self._lay(having)
-        torch._foreach_copy_(self.pieces, [p.grad for p in having if p.grad is not None])
+        if having != self.having:
+            raise Failed(f"other weights got gradients than in the first step: {REMEDY}")
+        parameters = [self.parameters[n] for n in having]
+        torch._foreach_copy_(self.pieces, [p.grad for p in parameters if p.grad is not None])
         self.flat.div_(dist.get_world_size())  # before they are summed, as DDP does: the sum can not overflow
         dist.all_reduce(self.flat)
-        for parameter, piece in zip(having, self.pieces, strict=True):
+        for parameter, piece in zip(parameters, self.pieces, strict=True):
             parameter.grad = piece
 
-    def _lay(self, parameters: list[nn.Parameter]) -> None:
+    def _lay(self, having: list[int]) -> None:
         """One tensor for all gradients, and the piece of each in it."""
-        starts, end = [], 0
+        if not having or any(other != having for other in gather(having)):
+            raise Failed(f"no weights got gradients, or others on another rank: {REMEDY}")
+        self.having, starts, end = having, [], 0
+        parameters = [self.parameters[n] for n in having]
         for parameter in parameters:
             starts.append(end)
             end += -(-parameter.numel() // ALIGNED) * ALIGNED

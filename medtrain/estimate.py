@@ -66,6 +66,7 @@ class Place:
 class Sizes:
     """Of a network and its step, in bytes, with numbers of four bytes: `weights` those that are trained, `frozen` the
     others and buffers; while forward and backward run, `base` + batch * `sample` beside them. `flops` of one sample.
+    `replays`: whether the network's steps are replayed on GPUs unless the recipe forbids it.
     """
 
     weights: int
@@ -73,6 +74,7 @@ class Sizes:
     base: float
     sample: float
     flops: float
+    replays: bool = False
 
     def working(self, batch: int) -> float:
         """Activations, gradients so far and copies in low precision, at the moment when they are most."""
@@ -131,12 +133,13 @@ def sizes_of(make: Make, place: Place) -> Sizes:
     gc.freeze()  # what is there need not be looked at again and again
     try:
         (fixed, flops, most), (_, more, larger) = (_traced(make, batch, place) for batch in BATCHES)
+        replays = getattr(make(1).model, "replays", False)
     finally:
         gc.unfreeze()
     weights, frozen = fixed
     step = BATCHES[1] - BATCHES[0]
     sample = (larger - most) / step
-    return Sizes(weights, frozen, most - weights - frozen - BATCHES[0] * sample, sample, (more - flops) / step)
+    return Sizes(weights, frozen, most - weights - frozen - BATCHES[0] * sample, sample, (more - flops) / step, replays)
 
 
 def _traced(make: Make, batch: int, place: Place) -> tuple[tuple[int, int], float, int]:

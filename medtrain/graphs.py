@@ -3,7 +3,7 @@
 A 3D network has many small kernels; the host takes longer to ask for them than the device to run them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,39 +12,27 @@ import torch
 from torch import nn
 
 from medtrain.recipe import Recipe
+from medtrain.settings import replay_refusal
 from medtrain.wording import shown
 
 AFTER = 2  # steps without, which find the fastest convolutions and show how much memory a step takes
 SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
 
 
-def refusal(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device,
-            world: int) -> str:  # fmt: skip
+def refusal(model: nn.Module, recipe: Recipe, device: torch.device, world: int) -> str:
     """Why steps can not be replayed, or an empty text."""
-    train = recipe.train
     if device.type != "cuda":
         return "there is no GPU"
-    if train.strategy == "deepspeed" or (train.strategy == "ddp" and world > 1):
-        return f"train.strategy={train.strategy} holds on to nodes of gradients, which a capture makes anew"
-    if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
-        return f"{train.accumulate} micro-batches are accumulated"
-    if train.recompute:
-        return "train.recompute is on"
-    if train.deterministic:
-        return "train.deterministic is on"
-    if any(group["frozen_epochs"] for group in groups):
-        return "weights are released later"
     if any(buffer.is_floating_point() for buffer in model.buffers()):
         return "the network has running statistics"
-    return ""
+    return replay_refusal(recipe, world)
 
 
-def replays(model: nn.Module, groups: Sequence[dict[str, Any]], recipe: Recipe, device: torch.device,
-            world: int) -> bool:  # fmt: skip
+def replays(model: nn.Module, recipe: Recipe, device: torch.device, world: int) -> bool:
     """Whether steps are replayed: where the recipe asks for it, or leaves it open and the network was tried so."""
     wanted = recipe.train.compile
     tried = wanted == "auto" and getattr(model, "replays", False)
-    return wanted == "replay" or (tried and not refusal(model, groups, recipe, device, world))
+    return wanted == "replay" or (tried and not refusal(model, recipe, device, world))
 
 
 class Replay:

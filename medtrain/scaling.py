@@ -1,4 +1,4 @@
-"""How a step grows with the number of GPUs, on paper: a ring all-reduce that overlaps with the backward pass."""
+"""How a step grows with the number of GPUs, on paper: a ring all-reduce, beside the backward pass or after it."""
 
 from dataclasses import dataclass
 
@@ -28,12 +28,15 @@ def all_reduce_seconds(size: float, gpus: int, per_node: int, links: Links) -> f
     return 2 * (gpus - 1) / gpus * size / bandwidth + 2 * (gpus - 1) * links.hop
 
 
-def step_seconds(alone: float, size: float, gpus: int, per_node: int, links: Links, stage: int = 0) -> float:
+def step_seconds(alone: float, size: float, gpus: int, per_node: int, links: Links, stage: int = 0,
+                 overlaps: bool = True) -> float:  # fmt: skip
     """Seconds of a step on `gpus`, each with the batch that one GPU alone steps over in `alone` seconds.
 
     Gradients are sent in buckets while the backward pass goes on; what it does not hide is waited for, at least the
-    last bucket, which is ready when the pass ends.
+    last bucket, which is ready when the pass ends. Where nothing `overlaps`, they are sent in one piece afterwards.
     """
+    if not overlaps:
+        return alone + all_reduce_seconds(size, gpus, per_node, links)
     sent = size * VOLUME[stage]
     buckets = max(1, round(sent / BUCKET))
     whole = buckets * all_reduce_seconds(sent / buckets, gpus, per_node, links)

@@ -180,7 +180,7 @@ class Single:
         self.layout = layout_of(model, recipe, ranks.device, self.precision)
         self.compiling, self._compiled = recipe.train.compile, False
         if self.compiling == "auto":
-            self.compiling = "replay" if replays(model, groups, recipe, ranks.device, ranks.world) else "off"
+            self.compiling = "replay" if replays(model, recipe, ranks.device, ranks.world) else "off"
         self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)

@@ -21,72 +21,13 @@ from torch.nn import functional
 from medtrain import checkpoint, distributed
 from medtrain.distributed import Ranks
 from medtrain.errors import Failed, UserError
-from medtrain.precision import DTYPES, autocasts, precision_for
+from medtrain.precision import precision_for
 from medtrain.recipe import Recipe
-from medtrain.settings import deepspeed_settings
+from medtrain.settings import check_deepspeed, configuration
 from medtrain.strategy import Group, Single
 
 # The states of an optimiser that have a parameter's shape.
 STATES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-
-
-def configuration(recipe: Recipe, world: int, precision: str) -> dict[str, Any]:
-    """DeepSpeed's settings as the recipe wants them, with those of the JSON file `train.deepspeed` added; raises
-    UserError where the file sets what the recipe sets.
-    """
-    train = recipe.train
-    zero: dict[str, Any] = {"stage": train.zero}
-    if train.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    made: dict[str, Any] = {
-        "train_batch_size": train.batch,
-        "train_micro_batch_size_per_gpu": train.batch // (train.accumulate * world),
-        "gradient_accumulation_steps": train.accumulate,
-        "gradient_clipping": recipe.optim.clip_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # torch's own, the same as without DeepSpeed
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }
-    if autocasts(precision):
-        # weights stay fp32 and gradients are summed in fp32, as with the other strategies
-        dtype = str(DTYPES[precision]).removeprefix("torch.")
-        made["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
-    _merge(made, deepspeed_settings(train), train.deepspeed)
-    return made
-
-
-def _merge(made: dict[str, Any], extra: dict[str, Any], origin: str, prefix: str = "") -> None:
-    for key, value in extra.items():
-        if key not in made:
-            made[key] = value
-        elif isinstance(made[key], dict) and isinstance(value, dict):
-            _merge(made[key], value, origin, f"{prefix}{key}.")
-        elif made[key] != value:
-            raise UserError(
-                f"{origin} sets {prefix}{key} to {value!r}, the recipe to {made[key]!r}: leave it out of the file."
-            )
-
-
-def check(recipe: Recipe, precision: str) -> None:
-    """Raise UserError for what can not work together; the first to ask is the login node, without DeepSpeed."""
-    train = recipe.train
-    if precision == "fp16":  # 0.19 has no loss scale at stage 0, and at 1 and 2 never lowers it after an overflow
-        raise UserError(
-            "train.strategy=deepspeed does not train in fp16: --set train.strategy=ddp, or train.precision=fp32."
-        )
-    if train.zero == 3 and recipe.optim.ema:
-        raise UserError("train.zero=3 shares the weights out, and optim.ema needs them whole: --set optim.ema=0.")
-    if train.compile in ("on", "graphs", "replay"):
-        raise UserError("train.strategy=deepspeed is not compiled: --set train.compile=off.")
-    if recipe.optim.library == "apex":
-        raise UserError("train.strategy=deepspeed brings torch's optimisers: --set optim.library=torch.")
-    if train.offload and train.zero == 0:
-        raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
-    if train.zero and recipe.releases_later:
-        raise UserError(
-            f"train.zero={train.zero} can not release weights later: --set finetune.freeze_epochs=0 or train.zero=0."
-        )
 
 
 class DeepSpeed(Single):
@@ -100,7 +41,7 @@ class DeepSpeed(Single):
     lays_weights = False  # DeepSpeed makes flat tensors of them
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
-        check(recipe, precision_for(recipe, ranks.device))
+        check_deepspeed(recipe, precision_for(recipe, ranks.device))
         deepspeed = _library(ranks)
         super().__init__(model, groups, recipe, ranks)
         self._order = [parameter for group in groups for parameter in group["params"]]

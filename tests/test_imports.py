@@ -66,12 +66,12 @@ def test_libraries_of_images_are_imported_where_they_belong(library: str, file: 
     assert users == set(file.split())
 
 
-@pytest.mark.parametrize("package", ["medseg", "medcls"])
-def test_recipes_and_doors_import_no_torch(package: str) -> None:
+@pytest.mark.parametrize("modules", ["medseg.recipes, medseg.door", "medcls.recipes, medcls.door", "medlaunch.sweep"])
+def test_what_login_nodes_run_imports_no_torch(modules: str) -> None:
     import subprocess
     import sys
 
-    code = f"import {package}.recipes, {package}.door, sys; sys.exit('torch' in sys.modules)"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -95,6 +95,8 @@ def test_a_ring_and_what_the_backward_pass_hides() -> None:
     assert step_seconds(0.01, size, 16, 8, links) == pytest.approx(0.01 + whole - 0.01 * 2 / 3)
     assert step_seconds(0.01, size, 16, 8, links, stage=3) > step_seconds(0.01, size, 16, 8, links, stage=2)
     assert step_seconds(1.0, size, 1, 8, links) == 1.0
+    in_one_piece = 1.0 + all_reduce_seconds(size, 16, 8, links)
+    assert step_seconds(1.0, size, 16, 8, links, overlaps=False) == in_one_piece
 
 
 def test_what_a_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +104,7 @@ def test_what_a_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("train", "brats_segresnet", *words) == 0
     told = capsys.readouterr().out
     assert "4,702,227 trained parameters" in told
+    assert "ring all-reduce after the backward pass, in one piece" in told
     assert "bf16 on a GPU" in told
     rows = [line.split("|")[1:-1] for line in told.splitlines() if re.match(r"\| +\d+ \|", line)]
     assert [int(row[0]) for row in rows] == [1, 8, 64, 512]
@@ -148,3 +151,11 @@ def test_plans_that_can_not_be_made(words: tuple[str, ...], told: str, capsys: p
         code = int(end.code or 0)
     assert code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [("train.strategy=ddp",), ("train.compile=off",), ("train.recompute=true",)])
+def test_ddp_averages_gradients_meanwhile(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--plan", "--on", "gpu", "--memory-gb", "80", "--nodes", "2", "--step-s", "0.2")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    assert run_main("train", "brats_segresnet", *words, *sets) == 0
+    assert "ring all-reduce that overlaps with the backward pass" in capsys.readouterr().out

@@ -116,13 +116,17 @@ def test_a_final_job_that_was_cut_off_goes_on(
     assert "1 of 2 cases are predicted already" in capsys.readouterr().out
     assert len(calls) == 3
     assert {name: (out / name).read_bytes() for name in before} == before
+    text = (out / "ensemble.jsonl").read_text()
+    (out / "ensemble.jsonl").write_text(text.replace('"Ensemble"', '"what a member alone is called"'))
+    assert run_main("finish", out) == 0
+    assert len(calls) == 5
     picture = next(path for path in (out / "figures").iterdir() if path.stem != "dice")
     picture.unlink()  # it is drawn again
     assert run_main("finish", out) == 0
-    assert len(calls) == 4
+    assert len(calls) == 6
     os.utime(next(out.glob("brats_unetr_demo*/checkpoint_best.pt")))  # other weights than those of the lines
     assert run_main("finish", out) == 0
-    assert len(calls) == 6
+    assert len(calls) == 8
 
 
 def test_members_of_another_split_are_refused(

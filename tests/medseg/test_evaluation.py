@@ -127,6 +127,31 @@ def test_an_evaluation_that_was_cut_off_goes_on(
         assert len(told) == 1, name
 
 
+def test_codes_that_were_corrected_meanwhile_are_judged_again(
+    runs: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    right = json.loads((data / "dataset.json").read_text())
+    wrong = {"0": "background", "1": "necrotic core", "4": "edema", "2": "enhancing tumour"}
+    (data / "dataset.json").write_text(json.dumps({**right, "labels": wrong}))
+    words = ("evaluate", "--members", runs[0], "--out", tmp_path / "out", "--data", data)
+    real, calls = evaluation.native_probs, []
+
+    def cut_off(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "native_probs", cut_off)
+    assert run_main(*words) == 130
+    labels = {**wrong, "2": "edema", "4": "necrotic core", "1": "enhancing tumour"}  # of no known name either
+    (data / "dataset.json").write_text(json.dumps({**right, "labels": labels}))
+    assert run_main(*words) == 0
+    assert "judged already" not in capsys.readouterr().out
+    assert len(calls) == 4
+
+
 def test_a_case_that_can_not_be_used_does_not_stop_the_others(
     runs: list[Path], cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Prediction from raw scans: same preparation as in training, and back on the scan's own grid, in its own codes."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,25 +93,29 @@ def test_a_prediction_that_was_cut_off_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    scans = Path(shutil.copytree(phantoms / "imagesTr", tmp_path / "scans"))
     real, calls = prediction.predict_scan, []
 
     def cut_off(case: CaseFiles, *arguments: Any) -> None:
-        calls.append(case.id)
-        if len(calls) == 3:
+        calls.append(case.id[-1])
+        if len(calls) == 4:
             raise KeyboardInterrupt
         real(case, *arguments)
+        if len(calls) == 2:  # the scan is replaced meanwhile
+            os.utime(case.images[0])
 
     monkeypatch.setattr(prediction, "predict_scan", cut_off)
-    words = ("predict", "--members", runs[0], "--image", phantoms / "imagesTr", "--out", tmp_path)
+    out = tmp_path / "out"
+    words = ("predict", "--members", runs[0], "--image", scans, "--out", out)
     assert run_main(*words) == 130
-    (tmp_path / "PHANTOM_000.nii.gz").write_bytes(b"not what was written")
+    (out / "PHANTOM_000.nii.gz").write_bytes(b"not what was written")
     assert run_main(*words) == 0
     assert "1 of 5 scans are predicted already" in capsys.readouterr().out
-    assert [case[-1] for case in calls] == [*"012", *"0234"]
-    assert nib.load(tmp_path / "PHANTOM_000.nii.gz").shape
-    assert {path.suffix for path in tmp_path.iterdir()} == {".gz"}
+    assert calls == [*"0123", *"0134"]
+    assert sorted(path.name for path in out.iterdir()) == [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+    assert nib.load(out / "PHANTOM_000.nii.gz").shape
     assert run_main(*words) == 0  # asked for again after its end: all of them
-    assert len(calls) == 7 + 5
+    assert len(calls) == 8 + 5
 
 
 def test_members_of_different_label_maps_are_not_averaged(runs: list[Path], tmp_path: Path) -> None:
@@ -154,6 +159,11 @@ def test_a_scan_is_never_overwritten(
     (tmp_path / "a.nii").write_bytes(b"")
     assert run_main("predict", "--members", runs[0], "--image", tmp_path, "--out", tmp_path / "out") == 2
     assert "two scans named a" in capsys.readouterr().err
+    task = tmp_path / "task"
+    shutil.copytree(phantoms / "imagesTr", task / "imagesTs")
+    assert run_main("predict", "--members", runs[0], "--image", task, "--out", task) == 2
+    assert "is the folder of the scans" in capsys.readouterr().err
+    assert [path.name for path in task.iterdir()] == ["imagesTs"]
     assert scan.read_bytes() == before
 
 

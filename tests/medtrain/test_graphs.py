@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from medcls.recipes import RECIPES as CLS_RECIPES
 from medseg.models import build_model
 from medseg.recipes import RECIPES, SegRecipe
 from medtrain import graphs as replaying
@@ -39,20 +40,20 @@ CUDA = torch.device("cuda")
 )
 def test_what_can_not_be_replayed_is_told(settings: list[str], reason: str) -> None:
     recipe, model = RECIPES["brats_segresnet"]().override(settings), nn.Conv3d(4, 3, 1)
-    assert refusal(model, one_group(model), recipe, CUDA, 1) == reason
+    assert refusal(model, recipe, CUDA, 1) == reason
 
 
 def test_networks_and_machines_that_can_not_be_replayed() -> None:
     recipe, model = RECIPES["brats_segresnet"](), nn.Sequential(nn.Conv3d(4, 3, 1), nn.BatchNorm3d(3))
-    assert "running statistics" in refusal(model, one_group(model), recipe, CUDA, 1)
+    assert "running statistics" in refusal(model, recipe, CUDA, 1)
     plain = nn.Conv3d(4, 3, 1)
-    assert refusal(plain, one_group(plain), recipe, CUDA, 2) == ""
+    assert refusal(plain, recipe, CUDA, 2) == ""
     by_ddp = recipe.override(["train.strategy=ddp"])
-    assert "train.strategy=ddp holds" in refusal(plain, one_group(plain), by_ddp, CUDA, 2)
-    assert refusal(plain, one_group(plain), by_ddp, CUDA, 1) == ""
-    assert "no GPU" in refusal(plain, one_group(plain), recipe, torch.device("cpu"), 1)
-    later = [{**group, "frozen_epochs": 1.0} for group in one_group(plain)]
-    assert "released later" in refusal(plain, later, recipe, CUDA, 1)
+    assert "train.strategy=ddp holds" in refusal(plain, by_ddp, CUDA, 2)
+    assert refusal(plain, by_ddp, CUDA, 1) == ""
+    assert "no GPU" in refusal(plain, recipe, torch.device("cpu"), 1)
+    later = CLS_RECIPES["multicancer_densenet201"]().override(["finetune.freeze_epochs=1"])
+    assert "released later" in refusal(plain, later, CUDA, 1)
     cpu, asked = Ranks(0, 1, 0, torch.device("cpu")), recipe.override(["train.compile=replay"])
     with pytest.raises(UserError, match=r"replay can not be, as there is no GPU: --set train\.compile=auto"):
         make_strategy(plain, one_group(plain), asked, cpu)
@@ -66,8 +67,8 @@ def test_networks_and_machines_that_can_not_be_replayed() -> None:
 def test_what_is_replayed_by_itself(how: str, tried: bool, world: int, expected: bool) -> None:
     recipe, model = RECIPES["brats_segresnet"]().override([f"train.compile={how}"]), nn.Conv3d(4, 3, 1)
     model.replays = tried
-    assert replays(model, one_group(model), recipe, CUDA, world) == expected
-    assert not replays(model, one_group(model), recipe.override(["train.compile=auto"]), torch.device("cpu"), world)
+    assert replays(model, recipe, CUDA, world) == expected
+    assert not replays(model, recipe.override(["train.compile=auto"]), torch.device("cpu"), world)
 
 
 class Recorded:

@@ -16,7 +16,7 @@ from monai.networks.nets import SegResNet
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.errors import UserError
-from medtrain.zero import check, configuration
+from medtrain.settings import check_deepspeed, configuration
 
 Tiny = Callable[..., SegRecipe]
 NETWORKS = ("segresnet", "unetr", "densenet201", "resnetv2")
@@ -125,9 +125,9 @@ def test_what_can_not_work_is_refused(
 
 def test_fp16_is_refused_as_deepspeed_would_not_scale_its_losses(tiny: Tiny) -> None:
     recipe = tiny("train.strategy=deepspeed")
-    check(recipe, "bf16")
+    check_deepspeed(recipe, "bf16")
     with pytest.raises(UserError, match=r"does not train in fp16: --set train\.strategy=ddp"):
-        check(recipe, "fp16")
+        check_deepspeed(recipe, "fp16")
 
 
 def test_without_deepspeed(
