@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from rivals import fresh_peak
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from medkernels.measurement import LAYOUTS, append, asked, milliseconds
 from medseg.labels import KNOWN
 from medseg.losses import region_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
+from medtrain.averaging import Averaging
 from medtrain.graphs import Replay
 
 
@@ -37,6 +40,9 @@ RIVALS = {
     "fused": Rival("fused", "channels last"),
     "fused, torch.compile": Rival("fused", "channels last", "default"),
     "fused, replayed": Rival("fused", "channels last", "replay"),
+    # what a rank of several does, but for the way of the gradients to the others
+    "fused, DDP of one rank": Rival("fused", "channels last", "ddp"),
+    "fused, replayed, averaged, one rank": Rival("fused", "channels last", "replicas"),
 }
 CURVES = ("MONAI eager", "fused, replayed")
 
@@ -63,8 +69,14 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
     model = build_model(recipe).to(options.device, memory_format=form).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=options.device == "cuda")
     network: Callable[..., torch.Tensor] = model
-    if rival.how == "replay" and not options.smoke:
-        Replay(model)
+    if rival.how in ("ddp", "replicas") and not dist.is_initialized():
+        dist.init_process_group("gloo" if options.smoke else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    average = Averaging(model.parameters()) if rival.how == "replicas" else None
+    if rival.how in ("replay", "replicas"):
+        if not options.smoke:
+            Replay(model)
+    elif rival.how == "ddp":
+        network = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     elif rival.how:
         how = {"backend": "eager"} if options.smoke else {"mode": rival.how}
         network = torch.compile(model, **how)  # type: ignore[call-overload]
@@ -79,6 +91,8 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
         loss = region_loss(logits, label, KNOWN["msd"], "dice_bce", recipe.model.kernels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if average:
+            average()
         optimizer.step()
         return loss.detach()
 
@@ -93,8 +107,8 @@ def measure(options: argparse.Namespace) -> None:
         torch.compiler.reset()
         fresh_peak()
         before = torch.cuda.memory_allocated()
-        step = step_of(rival, options, options.crop, 0.2)
         try:
+            step = step_of(rival, options, options.crop, 0.2)
             step(image, label)
             fresh_peak()  # without what cuDNN tried and compilers measured
             for _ in range(0 if options.smoke or options.warm else 5):
@@ -144,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure(options)
     if not (options.warm or options.names):
         compare_losses(options)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
