@@ -56,6 +56,21 @@ def cohort(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A cut off in the second prediction; the arguments of all."""
+    real, calls = evaluation.native_probs, []
+
+    def cut_off(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "native_probs", cut_off)
+    return calls
+
+
 def of(rows: list[CaseRow], member: str) -> dict[str, dict[str, float]]:
     return {row.case: dict(row.scores) for row in rows if row.member == member}
 
@@ -97,18 +112,9 @@ def test_a_cohort_in_other_codes_scores_what_its_written_files_do(
 
 
 def test_an_evaluation_that_was_cut_off_goes_on(
-    runs: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], cohort: Path, calls: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", "--members", *runs, "--out", tmp_path / "out", "--data", cohort)
-    real, calls = evaluation.native_probs, []
-
-    def cut_off(*arguments: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(evaluation, "native_probs", cut_off)
     assert run_main(*words) == 130
     assert not (tmp_path / "out" / "table.md").exists()
     first = shutil.copytree(tmp_path / "out", tmp_path / "first")
@@ -128,22 +134,13 @@ def test_an_evaluation_that_was_cut_off_goes_on(
 
 
 def test_codes_that_were_corrected_meanwhile_are_judged_again(
-    runs: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], cohort: Path, calls: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = Path(shutil.copytree(cohort, tmp_path / "data"))
     right = json.loads((data / "dataset.json").read_text())
     wrong = {"0": "background", "1": "necrotic core", "4": "edema", "2": "enhancing tumour"}
     (data / "dataset.json").write_text(json.dumps({**right, "labels": wrong}))
     words = ("evaluate", "--members", runs[0], "--out", tmp_path / "out", "--data", data)
-    real, calls = evaluation.native_probs, []
-
-    def cut_off(*arguments: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(evaluation, "native_probs", cut_off)
     assert run_main(*words) == 130
     labels = {**wrong, "2": "edema", "4": "necrotic core", "1": "enhancing tumour"}  # of no known name either
     (data / "dataset.json").write_text(json.dumps({**right, "labels": labels}))
