@@ -7,8 +7,9 @@ from torch import nn
 from medtrain.distributed import Ranks
 from medtrain.graphs import refusal, replays
 from medtrain.recipe import Recipe
+from medtrain.replicas import Replicas
 from medtrain.settings import check_settings, refuse_replay
-from medtrain.strategy import Ddp, Group, Replicas, Single
+from medtrain.strategy import Ddp, Group, Single
 
 
 def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:

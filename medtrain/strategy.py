@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
-from medtrain.averaging import Averaging
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
 from medtrain.graphs import Replay, replays
@@ -351,31 +350,14 @@ class Ddp(Single):
         return changed
 
     def sync_buffers(self) -> None:
-        _as_rank_0(self.model.buffers())
+        as_rank_0(self.model.buffers())
 
     def accumulating(self) -> AbstractContextManager[Any]:
         return self.wrapped.no_sync()  # type: ignore[operator]
 
 
-class Replicas(Single):
-    """Several processes with equal weights whose steps are replayed; gradients are averaged in one piece afterwards.
-    DDP would average them during the backward pass, by nodes of its graph that a capture replaces.
-    """
-
-    def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
-        super().__init__(model, groups, recipe, ranks)
-        self.average = Averaging(self.model.parameters())
-        _as_rank_0([*self.model.parameters(), *self.model.buffers()])
-
-    def step(self, lr: float) -> torch.Tensor:
-        self.average()
-        return super().step(lr)
-
-    def sync_buffers(self) -> None:
-        _as_rank_0(self.model.buffers())
-
-
-def _as_rank_0(tensors: Iterable[torch.Tensor]) -> None:
+def as_rank_0(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors the values that they have on rank 0."""
     for tensor in tensors:
         whole = tensor.detach().contiguous()
         torch.distributed.broadcast(whole, src=0)

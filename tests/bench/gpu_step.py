@@ -19,8 +19,8 @@ from medseg.labels import KNOWN
 from medseg.losses import region_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
-from medtrain.averaging import Averaging
 from medtrain.graphs import Replay
+from medtrain.replicas import Averaging
 
 
 @dataclass(frozen=True)

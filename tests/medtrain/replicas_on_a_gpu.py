@@ -15,8 +15,9 @@ from medseg.models import build_model
 from medseg.recipes import RECIPES
 from medtrain import distributed
 from medtrain.distributed import Ranks
+from medtrain.replicas import Replicas
 from medtrain.strategies import make_strategy
-from medtrain.strategy import Ddp, Replicas, one_group
+from medtrain.strategy import Ddp, one_group
 
 STEPS, SIDE = 8, 32
 

@@ -20,8 +20,9 @@ from medseg.models import build_model as build_segmenter
 from medseg.recipes import RECIPES as SEG_RECIPES
 from medtrain import distributed
 from medtrain.distributed import Ranks
+from medtrain.replicas import Replicas
 from medtrain.strategies import make_strategy
-from medtrain.strategy import Replicas, Single, one_group
+from medtrain.strategy import Single, one_group
 from medtrain.writer import on_host
 
 STEPS = 2

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from medtrain import averaging
-from medtrain.averaging import ALIGNED, Averaging
+from medtrain import replicas
 from medtrain.errors import Failed
+from medtrain.replicas import ALIGNED, Averaging
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_same_weights_must_have_gradients(monkeypatch: pytest.MonkeyPatch) -
         average()
     net(torch.ones(1, 3, 4, 4, 4)).sum().backward()
     with monkeypatch.context() as patch:
-        patch.setattr(averaging, "gather", lambda having: [having, having[1:]])
+        patch.setattr(replicas, "gather", lambda having: [having, having[1:]])
         with pytest.raises(Failed, match=r"others on another rank: --set train\.compile=off"):
             average()
     average()

@@ -1,13 +1,15 @@
-"""Gradients of several processes, averaged in one piece once the backward pass has ended."""
+"""Several processes that replay their steps: gradients are averaged in one piece once the backward pass has ended."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from medtrain.distributed import gather
+from medtrain.distributed import Ranks, gather
 from medtrain.errors import Failed
+from medtrain.recipe import Recipe
+from medtrain.strategy import Group, Single, as_rank_0
 
 REMEDY = "--set train.compile=off, which leaves them to DDP."
 ALIGNED = 64  # elements: optimisers read 16 bytes at a time from where a piece begins
@@ -51,3 +53,21 @@ class Averaging:
         self.flat = torch.zeros(end, dtype=like.dtype, device=like.device)
         self.pieces = [self.flat.as_strided(parameter.shape, parameter.stride(), start)
                        for parameter, start in zip(parameters, starts, strict=True)]  # fmt: skip
+
+
+class Replicas(Single):
+    """Several processes with equal weights whose steps are replayed; gradients are averaged in one piece afterwards.
+    DDP would average them during the backward pass, by nodes of its graph that a capture replaces.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks):
+        super().__init__(model, groups, recipe, ranks)
+        self.average = Averaging(self.model.parameters())
+        as_rank_0([*self.model.parameters(), *self.model.buffers()])
+
+    def step(self, lr: float) -> torch.Tensor:
+        self.average()
+        return super().step(lr)
+
+    def sync_buffers(self) -> None:
+        as_rank_0(self.model.buffers())
