@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from medtrain.distributed import Ranks
-from medtrain.graphs import AFTER
+from medtrain.graphs import AFTER, replays
 from medtrain.precision import DTYPES, autocasts
 from medtrain.recipe import Recipe
+from medtrain.replayed import Replayed
 from medtrain.strategy import Single, one_group
 
 BATCHES = (2, 4)  # of the two traced steps: memory and work are a constant and a part that grows with the batch
@@ -212,10 +213,11 @@ def memory_bytes(device: torch.device) -> float:
 def step_seconds(make: Make, recipe: Recipe, batch: int, device: torch.device, steps: int = 3) -> float:
     """Seconds of an optimiser step on this device alone, without loading: the median of some, after the first."""
     example = make(batch)
-    strategy = Single(example.model, one_group(example.model), recipe, Ranks(0, 1, 0, device))
+    kind = Replayed if replays(example.model, recipe, device, 1) else Single
+    strategy = kind(example.model, one_group(example.model), recipe, Ranks(0, 1, 0, device))
     strategy.train_mode()
     inputs, target, times = example.inputs.to(device), example.target.to(device), []
-    untimed = 1 + (AFTER if strategy.compiling == "replay" else 0)  # what follows is as every later step
+    untimed = 1 + (AFTER if kind is Replayed else 0)  # what follows is as every later step
     for _ in range(steps + untimed):
         began = time.perf_counter()
         strategy.backward(example.loss(strategy.forward(inputs), target))

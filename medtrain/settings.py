@@ -40,8 +40,6 @@ def replay_refusal(recipe: Recipe, world: int) -> str:
     train = recipe.train
     if train.strategy == "deepspeed" or (train.strategy == "ddp" and world > 1):
         return f"train.strategy={train.strategy} holds on to nodes of gradients, which a capture makes anew"
-    if train.accumulate > 1:  # a graph writes over the memory of the step before, in which gradients are summed up
-        return f"{train.accumulate} micro-batches are accumulated"
     if train.recompute:
         return "train.recompute is on"
     if train.deterministic:

@@ -7,14 +7,14 @@ from torch import nn
 from medtrain.distributed import Ranks
 from medtrain.graphs import refusal, replays
 from medtrain.recipe import Recipe
-from medtrain.replicas import Replicas
+from medtrain.replayed import Replayed
 from medtrain.settings import check_settings, refuse_replay
 from medtrain.strategy import Ddp, Group, Single
 
 
 def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:
-    """`auto` is Ddp when there are several ranks, or Replicas where they replay their steps; raises UserError for a
-    strategy that can not be.
+    """`auto` is Single or, when there are several ranks, Ddp; where steps are replayed, it is Replayed for both. Raises
+    UserError for a strategy that can not be.
     """
     check_settings(recipe, ranks.world)
     train = recipe.train
@@ -24,7 +24,6 @@ def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ran
         from medtrain.zero import DeepSpeed
 
         return DeepSpeed(model, groups, recipe, ranks)
-    if ranks.world == 1:
-        return Single(model, groups, recipe, ranks)
-    kind = Replicas if replays(model, recipe, ranks.device, ranks.world) else Ddp
-    return kind(model, groups, recipe, ranks)
+    if replays(model, recipe, ranks.device, ranks.world):
+        return Replayed(model, groups, recipe, ranks)
+    return (Ddp if ranks.world > 1 else Single)(model, groups, recipe, ranks)

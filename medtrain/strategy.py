@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
-from medtrain.graphs import Replay, replays
 from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
@@ -177,18 +176,15 @@ class Single:
         self.clip_norm = recipe.optim.clip_norm
         choose_convolutions(recipe, ranks.device)
         self.layout = layout_of(model, recipe, ranks.device, self.precision)
-        self.compiling, self._compiled = recipe.train.compile, False
-        if self.compiling == "auto":
-            self.compiling = "replay" if replays(model, recipe, ranks.device, ranks.world) else "off"
+        wanted = recipe.train.compile
+        self.compiling, self._compiled = wanted if wanted in COMPILED else "off", False
         self.model = laid_out(model.to(ranks.device), self.layout if self.lays_weights else torch.contiguous_format)
         self.statistics = Statistics(self.model)
         self.optimizer = make_optimizer(recipe.optim, groups, ranks.device)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = self.model
         self.called: Callable[..., Any] = self.wrapped
-        if self.compiling == "replay":
-            Replay(self.model)
-        elif self.compiling != "off":
+        if self.compiling != "off":
             self.called = compiled(self.wrapped, self.compiling)
 
     def train_mode(self) -> None:
@@ -221,7 +217,7 @@ class Single:
             inputs = inputs.contiguous(memory_format=self.layout)
             if self.compiling == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()  # the outputs of the step before may be written over
-            if self.compiling in COMPILED and not self._compiled:
+            if self.compiling != "off" and not self._compiled:
                 return self._compile(inputs).float()
             return self.called(inputs).float()
 
@@ -339,7 +335,7 @@ class Ddp(Single):
                                                find_unused_parameters=self.deterministic,
                                                static_graph=self.static)  # fmt: skip
         self.called = self.wrapped
-        if self.compiling in COMPILED:  # around the wrapper: graphs end where a bucket of gradients is ready
+        if self.compiling != "off":  # around the wrapper: graphs end where a bucket of gradients is ready
             self.called = compiled(self.wrapped, self.compiling)
 
     def freeze(self, epoch: float) -> bool:

@@ -20,7 +20,7 @@ from medseg.losses import region_loss
 from medseg.models import build_model
 from medseg.recipes import RECIPES
 from medtrain.graphs import Replay
-from medtrain.replicas import Averaging
+from medtrain.replayed import Gradients
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ RIVALS = {
     "fused, replayed": Rival("fused", "channels last", "replay"),
     # what a rank of several does, but for the way of the gradients to the others
     "fused, DDP of one rank": Rival("fused", "channels last", "ddp"),
-    "fused, replayed, averaged, one rank": Rival("fused", "channels last", "replicas"),
+    "fused, replayed, averaged, one rank": Rival("fused", "channels last", "replayed ranks"),
 }
 CURVES = ("MONAI eager", "fused, replayed")
 
@@ -69,10 +69,10 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
     model = build_model(recipe).to(options.device, memory_format=form).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=options.device == "cuda")
     network: Callable[..., torch.Tensor] = model
-    if rival.how in ("ddp", "replicas") and not dist.is_initialized():
+    if rival.how in ("ddp", "replayed ranks") and not dist.is_initialized():
         dist.init_process_group("gloo" if options.smoke else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-    average = Averaging(model.parameters()) if rival.how == "replicas" else None
-    if rival.how in ("replay", "replicas"):
+    gradients = Gradients(model.parameters()) if rival.how == "replayed ranks" else None
+    if rival.how in ("replay", "replayed ranks"):
         if not options.smoke:
             Replay(model)
     elif rival.how == "ddp":
@@ -91,8 +91,9 @@ def step_of(rival: Rival, options: argparse.Namespace, side: int, dropout: float
         loss = region_loss(logits, label, KNOWN["msd"], "dice_bce", recipe.model.kernels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if average:
-            average()
+        if gradients:
+            gradients.take()
+            gradients.give(2)  # asks the others, though there are none
         optimizer.step()
         return loss.detach()
 

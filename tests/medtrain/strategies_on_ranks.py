@@ -20,7 +20,7 @@ from medseg.models import build_model as build_segmenter
 from medseg.recipes import RECIPES as SEG_RECIPES
 from medtrain import distributed
 from medtrain.distributed import Ranks
-from medtrain.replicas import Replicas
+from medtrain.replayed import Replayed
 from medtrain.strategies import make_strategy
 from medtrain.strategy import Single, one_group
 from medtrain.writer import on_host
@@ -82,7 +82,7 @@ def main() -> None:
     for settings, (name, plain, build, first) in itertools.product(sys.argv[1:], networks()):
         kind, stage, precision = settings.split(":")
         recipe = plain.override([
-            f"train.strategy={'auto' if kind == 'replicas' else kind}", f"train.zero={stage}",
+            f"train.strategy={'auto' if kind == 'replayed' else kind}", f"train.zero={stage}",
             f"train.precision={precision}", "optim.ema=0",
             f"train.batch={2 * len(first)}", "train.accumulate=1", "optim.clip_norm=1",
             # Adam's first steps are signs of gradients: with batch normalisation rounding soon tells
@@ -95,7 +95,7 @@ def main() -> None:
         losses = {"single": run(reference, whole, lr, own)}
         torch.manual_seed(1)
         model = build(recipe)
-        make = Replicas if kind == "replicas" else make_strategy  # chosen on a GPU only
+        make = Replayed if kind == "replayed" else make_strategy  # chosen on a GPU only
         strategy = make(model, one_group(model), recipe, ranks)
         before = run(strategy, mine[:STEPS], lr)
         state = on_host(strategy.state())

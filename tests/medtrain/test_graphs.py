@@ -29,7 +29,7 @@ CUDA = torch.device("cuda")
     ("settings", "reason"),
     [
         ([], ""),
-        (["train.accumulate=2"], "2 micro-batches are accumulated"),
+        (["train.accumulate=2"], ""),
         (["train.recompute=true"], "train.recompute is on"),
         (["train.deterministic=true"], "train.deterministic is on"),
         (
@@ -136,8 +136,8 @@ def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["brats_segresnet", "brats_unetr"])
-def test_replayed_steps_are_the_same_steps(name: str) -> None:
+@pytest.mark.parametrize(("name", "micros"), [("brats_segresnet", 1), ("brats_segresnet", 2), ("brats_unetr", 1)])
+def test_replayed_steps_are_the_same_steps(name: str, micros: int) -> None:
     small = {
         "brats_segresnet": ["model.dropout=0.2"],
         "brats_unetr": ["model.hidden=48", "model.mlp=64", "model.heads=4"],
@@ -145,7 +145,14 @@ def test_replayed_steps_are_the_same_steps(name: str) -> None:
     found = {}
     for how in ("off", "replay"):
         recipe = RECIPES[name]().override(
-            ["data.crop=32,32,32", "train.precision=bf16", f"train.compile={how}", *small[name]]
+            [
+                "data.crop=32,32,32",
+                "train.precision=bf16",
+                f"train.compile={how}",
+                "train.batch=2",
+                f"train.accumulate={micros}",
+                *small[name],
+            ]
         )
         torch.manual_seed(0)
         model = build_model(recipe)
@@ -154,9 +161,9 @@ def test_replayed_steps_are_the_same_steps(name: str) -> None:
         losses = []
         for step in range(8):
             torch.manual_seed(step)  # dropout's masks
-            inputs = torch.randn(1, 4, 32, 32, 32, device=CUDA)
-            loss = strategy.forward(inputs).square().mean()
-            strategy.backward(loss)
+            for _ in range(micros):
+                loss = strategy.forward(torch.randn(1, 4, 32, 32, 32, device=CUDA)).square().mean()
+                strategy.backward(loss / micros)
             strategy.step(1e-3)
             losses.append(float(loss))
             del loss  # what it holds would keep gradients' nodes of before
@@ -206,13 +213,13 @@ def test_a_network_that_can_not_be_captured_trains_on(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(("backend", "ranks"), [("nccl", 1), ("gloo", 2)])
 def test_replayed_ranks_take_the_steps_of_ddp(backend: str, ranks: int) -> None:
     """Ranks share a GPU, which NCCL refuses for more than one."""
-    script = Path(__file__).with_name("replicas_on_a_gpu.py")
+    script = Path(__file__).with_name("replayed_on_a_gpu.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run([*command, str(script), backend], capture_output=True, text=True, timeout=240, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["graphs"] == ranks
-    assert found["replicas"] == pytest.approx(found["ddp"], rel=2e-2, abs=1e-4)
+    assert found["replayed"] == pytest.approx(found["ddp"], rel=2e-2, abs=1e-4)
     assert found["apart"] == 0
     assert found["ddp"][-1] < found["ddp"][0]

@@ -21,7 +21,7 @@ from medtrain.settings import check_deepspeed, configuration
 Tiny = Callable[..., SegRecipe]
 NETWORKS = ("segresnet", "unetr", "densenet201", "resnetv2")
 SETTINGS = [f"{kind}:{precision}" for precision in ("fp32", "bf16")
-            for kind in ("ddp:0", "replicas:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
+            for kind in ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
 
 
 def told(settings: str) -> dict[str, dict[str, list[float]]]:

@@ -1,7 +1,7 @@
 """Run under torchrun by test_graphs.py, with the name of a backend: losses of ranks that share one GPU, by DDP step by
 step and replayed.
 
-Prints one JSON line: losses (`ddp`, `replicas`), on how many ranks there was a graph (`graphs`), and how far weights
+Prints one JSON line: losses (`ddp`, `replayed`), on how many ranks there was a graph (`graphs`), and how far weights
 of two ranks are `apart`.
 """
 
@@ -15,7 +15,7 @@ from medseg.models import build_model
 from medseg.recipes import RECIPES
 from medtrain import distributed
 from medtrain.distributed import Ranks
-from medtrain.replicas import Replicas
+from medtrain.replayed import Replayed
 from medtrain.strategies import make_strategy
 from medtrain.strategy import Ddp, one_group
 
@@ -29,12 +29,12 @@ def main() -> None:
     # one that shares the work even where it is alone, so that NCCL takes part
     ranks = Ranks(dist.get_rank(), max(2, dist.get_world_size()), 0, device)
     found = {}
-    for way, kind in (("ddp", Ddp), ("replicas", Replicas)):
+    for way, kind in (("ddp", Ddp), ("replayed", Replayed)):
         recipe = RECIPES["brats_segresnet"]().override(
             [f"data.crop={SIDE},{SIDE},{SIDE}", "train.precision=bf16", "model.dropout=0",
              f"train.strategy={'ddp' if way == 'ddp' else 'auto'}"]
         )  # fmt: skip
-        torch.manual_seed(ranks.rank if way == "replicas" else 0)  # replicas begin with the weights of rank 0
+        torch.manual_seed(ranks.rank if way == "replayed" else 0)  # replayed begin with the weights of rank 0
         model = build_model(recipe)
         strategy = make_strategy(model, one_group(model), recipe, ranks)
         assert isinstance(strategy, kind), type(strategy)

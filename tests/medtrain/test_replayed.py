@@ -1,5 +1,5 @@
-"""Gradients averaged in one piece: where they lie afterwards, and what is refused. That ranks with it take the steps of
-one process is told by test_zero.py.
+"""Gradients of replayed steps: where they lie, that they are summed, and what is refused; test_zero.py tells that ranks
+take the steps of one process with them.
 """
 
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from medtrain import replicas
+from medtrain import replayed
 from medtrain.errors import Failed
-from medtrain.replicas import ALIGNED, Averaging
+from medtrain.replayed import ALIGNED, Gradients
 
 
 @pytest.fixture
@@ -31,21 +31,28 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.usefixtures("group")
-def test_gradients_keep_their_values_and_lie_as_their_weights_do() -> None:
+@pytest.mark.parametrize("world", [1, 2])  # where others are told of, they are asked
+def test_gradients_keep_their_values_and_lie_as_their_weights_do(world: int) -> None:
     net = network()
-    average = Averaging(net.parameters())
+    gradients = Gradients(net.parameters())
     for step in range(2):
-        net(torch.full((1, 3, 4, 4, 4), 1.0 + step)).sum().backward()
-        expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        expected: dict[str, torch.Tensor] = {}
+        for micro in range(3):
+            net(torch.full((1, 3, 4, 4, 4), 1.0 + step + micro)).sum().backward()
+            for name, parameter in net.named_parameters():
+                if parameter.grad is not None:
+                    expected[name] = expected.get(name, 0) + parameter.grad.clone()
+            gradients.take()
+            assert all(parameter.grad is None for parameter in net.parameters())
         assert set(expected) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-        average()
+        gradients.give(world)
         for name, parameter in net.named_parameters():
             if name == "unused":
                 assert parameter.grad is None
                 continue
-            assert torch.equal(parameter.grad, expected[name])
+            torch.testing.assert_close(parameter.grad, expected[name])
             assert parameter.grad.stride() == parameter.stride()
-            assert parameter.grad.untyped_storage().data_ptr() == average.flat.untyped_storage().data_ptr()
+            assert parameter.grad.untyped_storage().data_ptr() == gradients.flat.untyped_storage().data_ptr()
             assert parameter.grad.storage_offset() % ALIGNED == 0
         net.zero_grad(set_to_none=True)
 
@@ -53,15 +60,16 @@ def test_gradients_keep_their_values_and_lie_as_their_weights_do() -> None:
 @pytest.mark.usefixtures("group")
 def test_the_same_weights_must_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
-    average = Averaging(net.parameters())
+    gradients = Gradients(net.parameters())
     with pytest.raises(Failed, match="no weights got gradients, or others on another rank"):
-        average()
+        gradients.take()
     net(torch.ones(1, 3, 4, 4, 4)).sum().backward()
     with monkeypatch.context() as patch:
-        patch.setattr(replicas, "gather", lambda having: [having, having[1:]])
+        patch.setattr(replayed, "gather", lambda having: [having, having[1:]])
         with pytest.raises(Failed, match=r"others on another rank: --set train\.compile=off"):
-            average()
-    average()
+            gradients.take()
+    gradients.take()
+    net(torch.ones(1, 3, 4, 4, 4)).sum().backward()
     net[0].weight.grad = None
     with pytest.raises(Failed, match="other weights got gradients than in the first step"):
-        average()
+        gradients.take()
