@@ -24,25 +24,27 @@ SETTINGS = [f"{kind}:{precision}" for precision in ("fp32", "bf16")
             for kind in ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
 
 
-def told(settings: str) -> dict[str, dict[str, list[float]]]:
-    """Losses by network, from two processes."""
+@pytest.fixture(scope="module")
+def told() -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Losses by settings and network, from two processes that live through all of them: starting takes longest."""
     script = Path(__file__).with_name("strategies_on_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run([*command, settings], capture_output=True, text=True, timeout=600, check=False,
+    done = subprocess.run([*command, *SETTINGS], capture_output=True, text=True, timeout=1200, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["network"]: line for line in lines}
+    return {settings: {line["network"]: line for line in lines if line["settings"] == settings}
+            for settings in SETTINGS}  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_strategies_agree(settings: str) -> None:
+def test_strategies_agree(settings: str, told: dict[str, dict[str, dict[str, list[float]]]]) -> None:
     """Four steps: like one process within 5e-4 (fp32) or 3e-2 (bf16, with batch normalisation); bit by bit again from
     the state; and one process goes on from the state of two ranks.
     """
-    found = told(settings)
+    found = told[settings]
     assert tuple(found) == NETWORKS
     tolerance = 5e-4 if settings.endswith("fp32") else 3e-2
     for network, losses in found.items():
