@@ -205,6 +205,7 @@ class Engine:
                 with meter.timed("backward"):
                     strategy.backward(loss)
             total += loss.detach()
+            del outputs, loss  # they hold nodes of gradients, which CUDA graphs are to make anew
         with meter.timed("optimizer"):
             lost = strategy.step(lr)
             if self.ema:

@@ -34,11 +34,12 @@ def bare_loop(recipe: Any, steps: int) -> float:
     from medseg.losses import region_loss
     from medseg.models import build_model
     from medtrain.distributed import start
-    from medtrain.strategy import Single, one_group
+    from medtrain.strategies import make_strategy
+    from medtrain.strategy import one_group
 
     ranks = start()
     model = build_model(recipe)
-    strategy = Single(model, one_group(model), recipe, ranks)
+    strategy = make_strategy(model, one_group(model), recipe, ranks)
     image = torch.randn(recipe.train.batch, 4, *recipe.data.crop, device=ranks.device)
     label = torch.randint(0, 4, (recipe.train.batch, *recipe.data.crop), device=ranks.device).to(torch.uint8)
 

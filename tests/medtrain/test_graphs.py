@@ -136,7 +136,7 @@ def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("name", "micros"), [("brats_segresnet", 1), ("brats_segresnet", 2), ("brats_unetr", 1)])
+@pytest.mark.parametrize(("name", "micros"), [("brats_segresnet", 1), ("brats_segresnet", 3), ("brats_unetr", 1)])
 def test_replayed_steps_are_the_same_steps(name: str, micros: int) -> None:
     small = {
         "brats_segresnet": ["model.dropout=0.2"],
@@ -149,7 +149,7 @@ def test_replayed_steps_are_the_same_steps(name: str, micros: int) -> None:
                 "data.crop=32,32,32",
                 "train.precision=bf16",
                 f"train.compile={how}",
-                "train.batch=2",
+                f"train.batch={micros}",
                 f"train.accumulate={micros}",
                 *small[name],
             ]
@@ -164,9 +164,9 @@ def test_replayed_steps_are_the_same_steps(name: str, micros: int) -> None:
             for _ in range(micros):
                 loss = strategy.forward(torch.randn(1, 4, 32, 32, 32, device=CUDA)).square().mean()
                 strategy.backward(loss / micros)
+                losses.append(float(loss))
+                del loss  # what it holds would keep gradients' nodes of before
             strategy.step(1e-3)
-            losses.append(float(loss))
-            del loss  # what it holds would keep gradients' nodes of before
         found[how] = losses
         if how == "replay":
             assert model.forward.graphed is not None
