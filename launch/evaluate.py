@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medlaunch.options import door_of_run
 from medtrain.errors import UserError, exit_code
+from medtrain.files import owner_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,9 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.cache and options.label_map != "auto":
         raise UserError(f"--label-map belongs to --data, {options.cache} tells its own: leave it out.")
-    for file in ("plan.json", "recipe.json", "dataset.json"):
-        if (options.out / file).exists():
-            raise UserError(f"{options.out} holds a {file}, its files are not overwritten: give another --out.")
+    if owner := owner_of(options.out):
+        raise UserError(f"{options.out} belongs to {owner}, whose files are not overwritten: give another --out.")
     door = door_of_run(options.members[0])
     aside = door.evaluate(
         options.members, options.data or options.cache, bool(options.cache), options.label_map, options.out

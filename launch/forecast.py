@@ -35,7 +35,11 @@ def forecast(recipe: Any, options: argparse.Namespace) -> None:
         if value is not None and not 0 < value < 1e9:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0.")
     from medtrain.estimate import sizes_of
+    from medtrain.settings import check_settings
 
+    together = (options.nodes or 0) * options.gpus or options.ranks
+    share = samples_at_once(recipe, options.ranks) * recipe.train.accumulate
+    check_settings(recipe.override([f"train.batch={share * together}"]), together)
     place, door = place_of(recipe, options), DOORS[recipe.task]
     sizes = sizes_of(lambda batch: door.example(recipe, batch, place.device), place)
     print(f"{recipe.name}: {sizes.weights // 4:,} trained parameters, {sizes.flops / 1e12:.3g} TFLOP a sample and "

@@ -9,7 +9,7 @@ from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
-from medtrain.files import leaves, read_json, write_json
+from medtrain.files import leaves, owner_of, read_json, write_json
 from medtrain.recipe import Recipe, build
 from medtrain.settings import check_settings
 from medtrain.wording import plain
@@ -63,6 +63,21 @@ def check_early(recipes: Sequence[Recipe], request: Request) -> None:
     find_sweep(request.sweep).check_early(recipes)
     for recipe in recipes:
         check_settings(recipe, request.nodes * request.processes)
+
+
+def check_place(out: Path) -> None:
+    """Refuse a folder for a sweep that is a run's or a data set's."""
+    if owner := owner_of(out, sweep=False):
+        raise UserError(f"{out} belongs to {owner}: give another --out.")
+
+
+def check_same(out: Path, there: dict[str, Any], planned: dict[str, Any]) -> None:
+    """Refuse to go on with a sweep of other members or other data."""
+    before, now = (read_request(plan) for plan in (there, planned))
+    members = [[member["folder"] for member in plan["members"]] for plan in (there, planned)]
+    data = [(request.data, request.label_map, request.strict) for request in (before, now)]
+    if members[0] != members[1] or data[0] != data[1]:
+        raise UserError(f"{out} holds another sweep: give another --out, or the options that it was made with.")
 
 
 def _folds(folds: int) -> list[list[str]]:

@@ -11,7 +11,18 @@ from typing import Any
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
 from medlaunch.options import DOORS, find_sweep
-from medlaunch.plan import PLAN, Request, check_early, make_plan, read_plan, read_recipes, read_request, write_plan
+from medlaunch.plan import (
+    PLAN,
+    Request,
+    check_early,
+    check_place,
+    check_same,
+    make_plan,
+    read_plan,
+    read_recipes,
+    read_request,
+    write_plan,
+)
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
 from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster
@@ -199,20 +210,15 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
             raise UserError(f"{out} was run on one machine: name a --cluster, or run the same command again there.")
         if whole:
             return {**there, "request": dataclasses.asdict(request)}
+    check_place(out)
     door = find_sweep(request.sweep)
     recipes = request.recipes()
     check_early(recipes, request)
     source = door.look(Path(request.data), request.label_map)
     plan = make_plan(request, door.expand(recipes, source, request.cancers))
-    if there and known:
-        same = [m["folder"] for m in there["members"]] == [m["folder"] for m in plan["members"]]
-        if not same or _data_of(known) != _data_of(request):
-            raise UserError(f"{out} holds another sweep: give another --out, or the options that it was made with.")
+    if there:
+        check_same(out, there, plan)
     return plan
-
-
-def _data_of(request: Request) -> tuple[str, str, bool]:
-    return request.data, request.label_map, request.strict
 
 
 def _missing(out: Path, plan: dict[str, Any], submitted: Sequence[Submitted], live: set[str]) -> set[str]:
@@ -309,6 +315,8 @@ def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str
 def cancel(out: Path) -> int:
     """Cancel every job of a sweep that waits or runs; what is trained stays."""
     read_plan(out)
+    if not read_jobs(out):
+        raise UserError(f"{out} was not submitted to a cluster: stop the command that runs it there.")
     with slurms_words(), locked(out, "cancelling this sweep"):
         live = commands.live(job.job for job in read_jobs(out))
         commands.cancel(live)

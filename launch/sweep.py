@@ -10,33 +10,32 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from medlaunch import remote
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_sweep, sweep_names
-from medlaunch.plan import Request, check_early, make_plan, write_plan
+from medlaunch.plan import PLAN, Request, check_early, check_place, check_same, make_plan, read_plan, write_plan
 from medlaunch.report import read_jobs
 from medlaunch.train import open_run
 from medslurm import commands
 from medslurm.local import follow_locally
 from medtrain.errors import UserError, exit_code
-from medtrain.files import write_json
+from medtrain.files import read_json, write_json
 from medtrain.lock import locked
 from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
+from medtrain.settings import refuse_replay
 
 
-def check(door: ModuleType, recipes: Sequence[Recipe], cache: Any, processes: int, weights: str) -> None:
-    """Refuse before anything runs what would fail in every job."""
+def check_here(recipes: Sequence[Recipe], processes: int) -> None:
+    """Refuse before anything is prepared what this machine has not."""
     import torch
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs, one a process.")
-    for recipe in recipes:
-        door.check(recipe, cache, weights)
+    if not torch.cuda.is_available() and any(recipe.train.compile == "replay" for recipe in recipes):
+        refuse_replay("there is no GPU")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -125,14 +124,20 @@ def _refuse_if_submitted(out: Path) -> None:
 
 def run_here(out: Path, request: Request) -> int:
     """Prepare, train the members one after the other on this machine, and finish; returns the exit code."""
+    check_place(out)
     door = find_sweep(request.sweep)
     recipes = request.recipes()
     check_early(recipes, request)
+    check_here(recipes, request.processes)
+    door.expand(recipes, door.look(Path(request.data), request.label_map), request.cancers)
     path = door.prepare(Path(request.data), out, recipes, request)
     cache = door.open_cache(path)
     recipes = door.expand(recipes, cache, request.cancers)
-    check(door, recipes, cache, request.processes, request.weights)
+    for recipe in recipes:
+        door.check(recipe, cache, request.weights)
     planned = make_plan(request, recipes, path.name)
+    if (out / PLAN).is_file():
+        check_same(out, read_plan(out), planned)
     write_plan(out, planned)
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]
@@ -146,6 +151,9 @@ def run_here(out: Path, request: Request) -> int:
             write_json(run / "failed.json", {"status": "failed", "reason": outcome.reason})
     finished = follow_locally(FinishJob(str(out), request.weights), out / "jobs", name="finish", processes=1)
     if not finished.ok:
+        told = read_json(out / "finish.json") if (out / "finish.json").is_file() else {}
+        if told.get("status") == "failed" and told.get("user"):
+            raise UserError(str(told["reason"]))
         raise UserError(f"the final job failed ({finished.reason}): see {finished.log}, then run the same command.")
     show_table(out, planned)
     return 3 if finished.result else 0

@@ -15,7 +15,8 @@ from medtrain.errors import Failed, Stopped, UserError, disk_full, exit_code, ou
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import end_on_signals, remove_dead_semaphores
-from medtrain.recipe import Recipe
+from medtrain.recipe import Recipe, differing
+from medtrain.wording import listed
 
 
 @contextlib.contextmanager
@@ -135,7 +136,10 @@ def open_run(recipe: Recipe, cache: Any, out: Path) -> None:
     if there.exists():
         other = type(recipe).from_json(there.read_text(encoding="utf-8", errors="replace"), str(there))
         if other.signature != recipe.signature:
-            raise UserError(f"{out} holds a run of another recipe: give another --out or remove that folder.")
+            fields = listed(differing(recipe, other))
+            raise UserError(
+                f"{out} holds a run of another recipe ({fields}): give another --out or remove that folder."
+            )
         if read_json(data).get("fingerprint") != cache.fingerprint:
             raise UserError(f"{out} was trained on other data than {cache.path} holds: give another --out.")
     remove_leftovers(out)

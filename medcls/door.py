@@ -99,11 +99,11 @@ def finish(sweep: Path, plan: dict[str, Any], weights: str) -> int:
 
 
 def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
-    """Write a CSV of class probabilities of the images that `place` names; returns a sentence, and 0: an image that
-    can not be read is a line of the CSV."""
+    """Write a CSV of class probabilities of the images that `place` names; returns a sentence, and how many images
+    could not be read: each is a line of the CSV, with the reason."""
     from medcls.prediction import predict
 
-    return predict(runs, weights, place, out), 0
+    return predict(runs, weights, place, out)
 
 
 def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, out: Path) -> int:

@@ -50,6 +50,10 @@ def read_folders(place: Path) -> ImageFolder:
     """
     if not place.is_dir():
         raise UserError(f"{place} is not a folder: give the Multi Cancer folder, or a folder of class folders.")
+    if (place / "dataset.json").is_file() and (place / "imagesTr").is_dir():
+        raise UserError(
+            f"{place} is a data set of scans (it has a dataset.json): give it to a sweep or recipe of brats."
+        )
     root = place
     while True:
         inner = _folders(root)

@@ -1,5 +1,6 @@
 """Class probabilities of image files, from one or several trained members."""
 
+import mimetypes
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,9 +76,9 @@ class _InMemory:
         return np.frombuffer(self.encoded[n], np.uint8), whole(self.sizes[n]), nothing, np.zeros(2, np.int64)
 
 
-def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> str:
+def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
     """Write one line an image: path, most likely class, a probability a class, and why there is none; returns a
-    sentence about it. Raises UserError.
+    sentence about it, and how many files that bear an image's name could not be read. Raises UserError.
     """
     if out.suffix.lower() != ".csv":
         raise UserError(f"{out} must end in .csv: class probabilities are written as one table.")
@@ -86,7 +87,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     for run, member in zip(runs, members, strict=True):
         if member.classes != members[0].classes:
             raise UserError(f"{run} knows other classes than {runs[0]}: members of one ensemble must share them.")
-    files = list(_files(place))
+    files = [path for path in _files(place) if path.resolve() != out.resolve()]
     if not files:
         raise UserError(f"{place} holds no file: give an image or a folder of images.")
     lines = [["image", "prediction", *(f"p:{name}" for name in members[0].classes), "note"]]
@@ -99,8 +100,9 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     if all(line[-1] for line in lines[1:]):
         raise UserError(f"{shown(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))
-    unread = sum(bool(line[-1]) for line in lines[1:])
-    return f"{len(files)} images in {out}" + (f", {unread} of them could not be read" if unread else "")
+    noted = [path for path, line in zip(files, lines[1:], strict=True) if line[-1]]
+    lost = sum((mimetypes.guess_type(path.name)[0] or "").startswith("image/") for path in noted)  # by their names
+    return f"{len(files)} files in {out}" + (f", {len(noted)} of them could not be read" if noted else ""), lost
 
 
 def _files(place: Path) -> Iterator[Path]:

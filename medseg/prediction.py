@@ -1,5 +1,6 @@
 """Predict label maps of scans: which files a path names, and what must not be overwritten."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 from medseg.nifti import Unreadable
 from medtrain.errors import UserError
+from medtrain.files import owner_of
 from medtrain.progress import track
 
 LISTING = "set_aside.csv"
@@ -31,6 +33,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     refuse_overwriting(cases, out)
     if out.resolve() == place.resolve():
         raise UserError(f"{out} is the folder of the scans, label maps would be taken for some: give another --out.")
+    if owner := owner_of(out):
+        raise UserError(f"{out} belongs to {owner}, whose files are not overwritten: give another --out.")
     about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
@@ -49,6 +53,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
             if total == 1:
                 raise
             aside.append((case.id, str(error)))
+            if _target(case, out).exists():
+                print(f"WARNING: {_target(case, out)} is of an earlier call", file=sys.stderr)
     kept.path.unlink(missing_ok=True)
     if place.is_dir():
         report(sorted(aside), out / LISTING, "scan")

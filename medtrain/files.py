@@ -112,6 +112,16 @@ def origin(folder: Path) -> str:
     return hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
 
 
+def owner_of(out: Path, *, sweep: bool = True) -> str:
+    """What a folder that is to be written into belongs to: a data set, a run or (if asked) a sweep; else no words."""
+    found = {"recipe.json": "a run", "dataset.json": "a data set", **({"plan.json": "a sweep"} if sweep else {})}
+    for name, what in found.items():
+        if (out / name).exists():
+            return what
+    part_of_set = out.resolve().name.startswith(("images", "labels"))  # of the Decathlon's form
+    return "a data set" if part_of_set and (out.resolve().parent / "dataset.json").exists() else ""
+
+
 def leaves(root: Path, path: Path) -> bool:
     """Whether links lead out of `root` from a path that lies in it by its words. MEDTRAIN_FOLLOW_LINKS=1 lets them."""
     if os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1":

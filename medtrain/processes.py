@@ -49,6 +49,8 @@ def end_on_signals() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    if not threading.main_thread().is_alive():  # the program has ended, and only cleans up
+        return
     watchdog = threading.Timer(PATIENCE_S, os._exit, (130,))
     watchdog.daemon = True
     watchdog.start()

@@ -150,6 +150,17 @@ def _essential(value: Any) -> Any:
     return value
 
 
+def differing(one: Recipe, other: Recipe) -> list[str]:
+    """Dotted names of the fields that change the result and are not the same."""
+
+    def walk(a: Any, b: Any, name: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return [found for key in a for found in walk(a[key], b.get(key), f"{name}.{key}" if name else key)]
+        return [name] if a != b else []
+
+    return walk(_essential(one), _essential(other), "")
+
+
 def flat(recipe: Any) -> dict[str, Any]:
     """Every field by its dotted name."""
     values = {}

@@ -137,6 +137,10 @@ def test_a_step_is_measured_where_none_is_given(capsys: pytest.CaptureFixture[st
         (("--plan", "--on", "gpu", "--memory-gb", "80", "--nodes", "2"), "--step-s"),
         (("--plan", "--memory-gb", "-1"), "--memory-gb -1.0: give a number above 0"),
         (("--plan", "--nodes", "0"), "--nodes 0"),
+        (
+            ("--plan", "--ranks", "2", "--set", "train.strategy=single", "--set", "train.batch=2"),
+            "single can not use 2",
+        ),
         (("--plan", "--ranks", "3"), "--ranks 3: train.batch=1 can not be shared by 3"),
         (("--plan", "--memory-gb", "nan"), "--memory-gb nan"),
         ((), "--cache, --out"),

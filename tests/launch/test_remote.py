@@ -180,6 +180,28 @@ def test_two_writers_are_refused_and_only_what_is_missing_is_submitted_again(
     assert [(job["kind"], job["job"]) for job in jobs(out)[6:]] == [("finish", "106")]
 
 
+def test_a_sweep_that_runs_here_is_not_cancelled(
+    slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(*words(slurm, phantoms, tmp_path / "s")) == 0
+    (tmp_path / "s" / "jobs.csv").unlink()
+    assert run_main("sweep", "cancel", tmp_path / "s") == 2
+    assert "was not submitted to a cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("file", "owner"), [("recipe.json", "a run"), ("dataset.json", "a data set")])
+def test_folders_of_others_are_no_sweeps(
+    file: str, owner: str, slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_text("{}")
+    typed = words(slurm, phantoms, tmp_path, "--dry-run")
+    local = ["sweep", "brats_demo", "--data", phantoms, "--out", tmp_path]
+    for command in (typed, local):
+        assert run_main(*command) == 2
+        assert f"{tmp_path} belongs to {owner}: give another --out" in capsys.readouterr().err
+    assert not (tmp_path / "cache.h5").exists()
+
+
 def test_cancel(slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s"
     assert run_main(*words(slurm, phantoms, out)) == 0

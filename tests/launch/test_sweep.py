@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from launch_helpers import ROOT, run_main, run_script
 from matplotlib.image import imread
 
@@ -233,6 +234,25 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
         assert run_main("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", *QUICK, *extra) == 2
         assert words in capsys.readouterr().err
     assert not list((tmp_path / "s").glob("brats_*"))
+    before = (out / "plan.json").read_bytes()
+    assert run_main("sweep", "brats_demo", "--data", phantoms, "--out", out, *QUICK, "--set", "train.seed=7") == 2
+    assert "holds another sweep: give another --out, or the options" in capsys.readouterr().err
+    assert (out / "plan.json").read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_needs_no_data_is_refused_before_any_is_prepared(
+    phantoms: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sweep, data, extra, words in (
+        ("brats_demo", phantoms, ("--set", "train.compile=replay"), "as there is no GPU: --set train.compile=auto"),
+        ("brats_demo", phantoms, ("--cancers", "Brain"), "--cancers"),
+        ("multicancer_demo", pictures, ("--cancers", "Brain"), "Brain"),
+        ("multicancer_demo", phantoms, (), "is a data set of scans"),
+    ):
+        assert run_main("sweep", sweep, "--data", data, "--out", tmp_path / "s", *extra) == 2
+        assert words in capsys.readouterr().err
+        assert not list((tmp_path / "s").glob("*.h5*"))
 
 
 def test_a_job_that_raises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +313,7 @@ def test_refusals_of_image_sweeps(
         (("multicancer", "--data", pictures), "prepare.py weights"),
         (("multicancer_demo", "--data", pictures, "--cancers", "Oral"), "choose Oral Cancer"),
         (("multicancer_demo", "--data", pictures, "--cancers", "every", "--set", "data.cancer=every"), "leave one out"),
-        (("multicancer_demo", "--data", phantoms), "can be read"),
+        (("multicancer_demo", "--data", phantoms), "is a data set of scans"),
         (("brats_demo", "--data", phantoms, "--cancers", "every"), "belongs to the sweeps of images"),
         (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0"), "at least 0.01"),
         (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0.6", "--set", "data.val_fraction=0.6"),

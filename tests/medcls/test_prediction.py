@@ -72,3 +72,21 @@ def test_refusals(runs: list[Path], pictures: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "run" / "checkpoint_best.pt").write_bytes(b"x")
     assert run_main("predict", "--members", tmp_path / "run", "--image", one, "--out", out) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_images_that_can_not_be_read_are_missing_and_the_table_is_no_image(
+    runs: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted((pictures / "Oral Cancer" / "oral_scc").iterdir())[:3]:
+        shutil.copy(path, folder / path.name)
+    words = ("predict", "--members", runs[0], "--image", folder, "--out", folder / "p.csv")
+    for _ in range(2):  # the second time the table lies among the images
+        assert run_main(*words) == 0
+        assert "3 files in" in capsys.readouterr().out
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 cut off")
+    assert run_main(*words) == 3
+    assert "4 files in" in (told := capsys.readouterr().out)
+    assert "1 of them could not be read" in told
+    assert table(folder / "p.csv")["broken.jpg"]["note"]

@@ -218,7 +218,11 @@ def test_refusals(
         code = run_main("evaluate", "--members", *members, *source, "--out", out)
         check_refused(code, capfd.readouterr().err, named, words, out)
     assert run_main("evaluate", "--members", native, "--data", cohort, "--out", native) == 2
-    assert "holds a recipe.json" in capfd.readouterr().err
+    assert "belongs to a run" in capfd.readouterr().err
+    before = sorted((cohort / "labelsTr").iterdir())
+    assert run_main("evaluate", "--members", native, "--data", cohort, "--out", cohort / "labelsTr") == 2
+    assert "belongs to a data set" in capfd.readouterr().err
+    assert sorted((cohort / "labelsTr").iterdir()) == before
 
 
 def test_a_cohort_of_damaged_cases_leaves_no_table(

@@ -164,6 +164,14 @@ def test_a_scan_is_never_overwritten(
     assert run_main("predict", "--members", runs[0], "--image", task, "--out", task) == 2
     assert "is the folder of the scans" in capsys.readouterr().err
     assert [path.name for path in task.iterdir()] == ["imagesTs"]
+    label = task / "labelsTr" / "PHANTOM_000.nii.gz"  # named as a prediction would be
+    label.parent.mkdir()
+    label.write_bytes(b"what an expert drew")
+    (task / "dataset.json").write_text("{}")
+    for out, owner in ((label.parent, "a data set"), (task / "imagesTr", "a data set"), (runs[0], "a run")):
+        assert run_main("predict", "--members", runs[0], "--image", task / "imagesTs", "--out", out) == 2
+        assert f"belongs to {owner}" in capsys.readouterr().err
+    assert label.read_bytes() == b"what an expert drew"
     assert scan.read_bytes() == before
 
 
