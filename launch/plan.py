@@ -16,6 +16,7 @@ from medtrain.wording import plain
 
 PLAN = "plan.json"
 CACHE = "cache.h5"
+OTHER = "{} holds another sweep: give another --out, or the options that it was made with."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,24 @@ def check_place(out: Path) -> None:
 
 def check_same(out: Path, there: dict[str, Any], planned: dict[str, Any]) -> None:
     """Refuse to go on with a sweep of other members or other data."""
-    before, now = (read_request(plan) for plan in (there, planned))
-    members = [[member["folder"] for member in plan["members"]] for plan in (there, planned)]
-    data = [(request.data, request.label_map, request.strict) for request in (before, now)]
-    if members[0] != members[1] or data[0] != data[1]:
-        raise UserError(f"{out} holds another sweep: give another --out, or the options that it was made with.")
+    if _folders(there) != _folders(planned) or _data(there) != _data(planned):
+        raise UserError(OTHER.format(out))
+
+
+def check_keeps(out: Path, there: dict[str, Any], planned: dict[str, Any]) -> None:
+    """Refuse to forget members that are trained, or to go on with other data; further members are welcome."""
+    left = [name for name in _folders(there) if name not in _folders(planned)]
+    if _data(there) != _data(planned) or any(any((out / name).glob("checkpoint_*.pt")) for name in left):
+        raise UserError(OTHER.format(out))
+
+
+def _folders(plan: dict[str, Any]) -> list[str]:
+    return [member["folder"] for member in plan["members"]]
+
+
+def _data(plan: dict[str, Any]) -> tuple[str, str, bool]:
+    request = read_request(plan)
+    return request.data, request.label_map, request.strict
 
 
 def _folds(folds: int) -> list[list[str]]:

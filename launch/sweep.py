@@ -15,7 +15,7 @@ from medlaunch import remote
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_sweep, sweep_names
-from medlaunch.plan import PLAN, Request, check_early, check_place, check_same, make_plan, read_plan, write_plan
+from medlaunch.plan import PLAN, Request, check_early, check_keeps, check_place, make_plan, read_plan, write_plan
 from medlaunch.report import read_jobs
 from medlaunch.train import open_run
 from medslurm import commands
@@ -137,7 +137,7 @@ def run_here(out: Path, request: Request) -> int:
         door.check(recipe, cache, request.weights)
     planned = make_plan(request, recipes, path.name)
     if (out / PLAN).is_file():
-        check_same(out, read_plan(out), planned)
+        check_keeps(out, read_plan(out), planned)
     write_plan(out, planned)
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from launch_helpers import ROOT, run_main, run_script
 from matplotlib.image import imread
 
+from medlaunch.plan import Request, check_keeps, make_plan
 from medseg import table
+from medtrain.errors import UserError
 from medtrain.results import means, read_rows, write_rows
 
 SETS = ("data.crop=32,32,32", "train.epochs=1", "train.validate_every=1", "data.val_fraction=0.4")
@@ -345,3 +348,19 @@ def test_folds_and_seeds_make_an_ensemble_a_fold(phantoms: Path, tmp_path: Path)
     rows = [row for row in read_rows(out / "cases.csv") if row.member == "Ensemble"]
     assert len({row.case for row in rows}) == 5
     assert float(table["Ensemble"]["Dice mean"]) == pytest.approx(means(rows)["mean"], abs=5e-4)
+
+
+def test_a_sweep_takes_members_up_and_forgets_none_that_is_trained(tmp_path: Path) -> None:
+    def planned(*sets: str, data: str = "/data", seeds: int = 1) -> dict[str, Any]:
+        request = Request(sweep="brats_demo", data=data, sets=sets, seeds=seeds)
+        return make_plan(request, request.recipes())
+
+    first = planned()
+    check_keeps(tmp_path, first, planned("train.seed=1"))  # nothing is trained yet
+    run = tmp_path / first["members"][0]["folder"]
+    run.mkdir()
+    (run / "checkpoint_last.pt").touch()
+    check_keeps(tmp_path, first, planned(seeds=2))
+    for other in (planned("train.seed=1"), planned(data="/other")):
+        with pytest.raises(UserError, match="holds another sweep: give another --out"):
+            check_keeps(tmp_path, first, other)
