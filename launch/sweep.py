@@ -152,8 +152,8 @@ def run_here(out: Path, request: Request) -> int:
     finished = follow_locally(FinishJob(str(out), request.weights), out / "jobs", name="finish", processes=1)
     if not finished.ok:
         told = read_json(out / "finish.json") if (out / "finish.json").is_file() else {}
-        if told.get("status") == "failed" and told.get("user"):
-            raise UserError(str(told["reason"]))
+        if told.get("user") and (reason := str(told.get("reason"))) in finished.reason:  # not of an earlier call
+            raise UserError(reason)
         raise UserError(f"the final job failed ({finished.reason}): see {finished.log}, then run the same command.")
     show_table(out, planned)
     return 3 if finished.result else 0

@@ -117,7 +117,7 @@ def any_failed(handle: Any, processes: int) -> bool:
 def last_error(text: str) -> str:
     """The last line of the form `SomeError: words`, which ends a Python traceback; submitit adds lines below it."""
     found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", text, re.MULTILINE)
-    return found[-1].strip() if found else ""
+    return re.sub(r"^medtrain\.errors\.\w+: ", "", found[-1].strip()) if found else ""  # those are sentences
 
 
 class Echo:

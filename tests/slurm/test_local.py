@@ -38,7 +38,8 @@ def test_output_is_echoed_and_errors_are_told(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_last_error_is_found_above_what_submitit_adds() -> None:
     text = "Traceback\n  x\nKeyError: 'a'\n\nDuring\n\nmedtrain.errors.UserError: no: do.\n\nYou can check\n - /log"
-    assert last_error(text) == "medtrain.errors.UserError: no: do."
+    assert last_error(text) == "no: do."  # ours are sentences
+    assert last_error("Traceback\n  x\nKeyError: 'a'\n") == "KeyError: 'a'"
     assert last_error("nothing") == ""
 
 
