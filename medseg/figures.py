@@ -91,7 +91,7 @@ def write_box_plot(path: Path, rows: Sequence[CaseRow]) -> None:
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("Dice per case")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(loc="lower right", frameon=True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     count = len({row.case for row in rows})
     axis.set_title(f"Dice on the original spacing, {count} held-out case{'s' if count != 1 else ''}")
     _write(figure, path)
