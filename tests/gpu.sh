@@ -50,9 +50,10 @@ check() {
     return $status
 }
 
-# what the parts `kernels` and `step` compile, beside the checks, which measure nothing: each in a process of its own
+# what the parts `kernels`, `step` and `networks` compile, beside the checks, which measure nothing: each in a process of
+# its own
 warm_up() {
-    local rival kernel
+    local rival kernel network
     if [[ " $* " == *" step "* ]]; then
         for rival in "MONAI torch.compile" "MONAI torch.compile, CUDA graphs" "fused, torch.compile"; do
             measure tests/bench/gpu_step.py --warm "$rival" &
@@ -61,6 +62,11 @@ warm_up() {
     if [[ " $* " == *" kernels "* ]]; then
         for kernel in kernels/*/bench.py; do
             measure tests/bench/gpu_kernels.py --warm "$(basename "$(dirname "$kernel")")" &
+        done
+    fi
+    if [[ " $* " == *" networks "* ]]; then
+        for network in brats_segresnet brats_unetr brats_dynunet brats_swinunetr; do
+            measure tests/bench/gpu_networks.py --warm "$network" &
         done
     fi
     wait

@@ -31,6 +31,7 @@ WAYS = {
     "kernels, compiled": ("train.compile=on",),
     "kernels, CUDA graphs": ("train.compile=graphs",),
 }  # fmt: skip
+COMPILED = [way for way, settings in WAYS.items() if {"train.compile=on", "train.compile=graphs"} & set(settings)]
 BATCHES = {"brats_segresnet": 2, "brats_unetr": 2, "brats_dynunet": 2, "brats_swinunetr": 1}
 
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.names or list(BATCHES)[: 1 if options.smoke else None]:
         flops = 0.0
         for way, settings in WAYS.items():
-            if options.smoke and settings:
+            if (options.smoke and settings) or (options.warm and way not in COMPILED):
                 continue
             torch.compiler.reset()
             batch, side = BATCHES[name], 64 if options.smoke else 128
@@ -78,7 +79,9 @@ def measure(what: str, recipe: Any, flops: float, rate: float, options: argparse
     device, batch = torch.device(options.device), recipe.train.batch
     fresh_peak()
     make = partial(make_example, recipe, device)
-    spent = step_seconds(make, recipe, batch, device, 1 if options.smoke else 10)
+    spent = step_seconds(make, recipe, batch, device, 1 if options.smoke or options.warm else 10)
+    if options.warm:
+        return
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     card = "cpu" if options.smoke else torch.cuda.get_device_name()
     record("gpu_networks", what, 1 / spent, "steps/s",

@@ -102,6 +102,24 @@ def test_other_numbers_of_regions(regions: list[list[int]]) -> None:
     assert_near(loss, region_dice(double(logits), label, regions, bce=True, impl="reference"))
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("shape", [(4, 6, 7), (4, 4, 8), (5, 7, 5)], ids=["ragged", "whole blocks", "odd"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_many_chunks_of_every_number_of_regions(count, shape, last, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "BLOCK_S", 16)
+    monkeypatch.setattr(fused, "PROGRAMS", 8 * count)
+    logits, label = draw(2, count, *shape).detach(), labels(2, *shape)
+    if last:
+        logits = logits.contiguous(memory_format=torch.channels_last_3d)
+    regions = [*MSD, [0]][:count]
+    exact = double(logits.requires_grad_())
+    for impl, leaf in (("fused", logits), ("reference", exact)):
+        (2 * region_dice(leaf, label, regions, bce=True, impl=impl)).backward()
+    assert_near(region_dice(logits, label, regions, bce=True, impl="fused"),
+                region_dice(exact, label, regions, bce=True, impl="reference"))  # fmt: skip
+    assert_gradient_near(logits.grad, exact.grad)
+
+
 def test_many_chunks_and_strided_inputs_and_twice_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "BLOCK_S", 16)
     monkeypatch.setattr(fused, "PROGRAMS", 10)
