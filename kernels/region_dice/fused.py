@@ -17,10 +17,10 @@ import triton.language as tl
 from medkernels.layout import dense, strides_nsc
 
 REGIONS = 4  # as MOST_REGIONS
-BLOCK_S = 2048  # voxels that a program holds at once
+BLOCK_S = 1024  # voxels that a program holds at once
 PROGRAMS = 1056  # eight for each multiprocessor of an H100
 MOST = 64  # blocks of a chunk: a product of so many numbers up to two stays within float32
-WARPS = 8
+WARPS = 4
 STAGES = 3  # reads of a first pass that are under way while a program sums
 
 
@@ -200,7 +200,7 @@ def _forward(logits: torch.Tensor, label: torch.Tensor, sets: Sequence[int], squ
     _sums[(chunks, b * k)](logits, label, partial, s, b, chunk, stride_b, stride_k, *sets, SQUARED=squared,
                            STAGES=STAGES, **shape)  # fmt: skip
     _finish[(1,)](partial, sums, loss, s, b, k, parts, smooth_nr, smooth_dr, PER_SAMPLE=per_sample, BCE=bce,
-                  BLOCK=min(512, triton.next_power_of_2(parts)), num_warps=2 * WARPS)  # fmt: skip
+                  BLOCK=min(512, triton.next_power_of_2(parts)), num_warps=16)  # fmt: skip
     return loss, sums
 
 

@@ -64,7 +64,7 @@ def main() -> None:
             recipe = RECIPES[name]().override(
                 [f"data.size={options.size}", f"train.batch={options.batch}", f"train.epochs={epochs}",
                  "model.weights=none", f"train.workers={options.workers}", "train.validate_every=100000",
-                 "train.log_every=10", "data.cancer=Brain Cancer"]
+                 f"train.log_every={max(1, options.steps // 2)}", "data.cancer=Brain Cancer"]
             )  # fmt: skip
             ours = through_engine(recipe, cache, place / name)
             bare = bare_loop(recipe, options.steps, 3)

@@ -17,7 +17,7 @@ from rivals import fresh_peak, synchronize
 
 
 def through_engine(recipe: Any, cache: Path, out: Path) -> dict[str, float]:
-    """Samples a second, share of time waiting for data and peak memory of the last logged interval."""
+    """Samples a second, share of time waiting for data and peak memory of the last interval, half of the steps."""
     from medlaunch.train import run
 
     fresh_peak()
@@ -86,7 +86,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--cache", type=Path, help="of volumes, instead of phantoms made for this")
     parser.add_argument("--device-check", choices=("cuda", "cpu"), default="cuda")
@@ -105,7 +105,8 @@ def main() -> None:
         epochs = max(1, options.steps * 2 // 40)
         recipe = RECIPES["brats_segresnet"]().override(
             [f"data.crop={side},{side},{side}", "data.crops_per_case=10", f"train.epochs={epochs}",
-             f"train.workers={options.workers}", "train.validate_every=100000", "train.log_every=10"]
+             f"train.workers={options.workers}", "train.validate_every=100000",
+             f"train.log_every={max(1, options.steps // 2)}"]
         )  # fmt: skip
         bare = bare_loop(recipe, options.steps)
         for where, on in {"resident volumes": "on", "DALI": "off"}.items():
