@@ -15,7 +15,8 @@ from medtrain.recipe import Recipe
 from medtrain.settings import replay_refusal
 from medtrain.wording import shown
 
-AFTER = 2  # steps without, which find the fastest convolutions and show how much memory a step takes
+AFTER = 2  # steps or passes without, which find the fastest convolutions and show how much memory a step takes
+APART = 0.01  # of the largest output: how far a replayed pass may be from the network's own, some roundings of bf16
 SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
 
 
@@ -33,6 +34,11 @@ def replays(model: nn.Module, recipe: Recipe, device: torch.device, world: int) 
     wanted = recipe.train.compile
     tried = wanted == "auto" and getattr(model, "replays", False)
     return wanted == "replay" or (tried and not refusal(model, recipe, device, world))
+
+
+def passes_replayed(recipe: Recipe, device: torch.device) -> bool:
+    """Whether prediction replays forward passes: on a GPU, unless the recipe has its network compiled or as it is."""
+    return device.type == "cuda" and recipe.train.compile in ("auto", "replay")
 
 
 class Replay:
@@ -60,19 +66,56 @@ class Replay:
 
     def _capture(self, inputs: torch.Tensor) -> None:
         if not roomy(inputs.device):
-            _tell("a step takes too much memory")
+            _tell("steps", "a step takes too much memory")
             return
         self.model.forward = self.plain
         try:
             self.graphed, self.like = capture(self.model, inputs), torch.empty_like(inputs, device="meta")
         except Exception as error:  # a network may ask the device, or a library may not be made for it
-            _tell(f"{type(error).__name__}: {shown(error, 120)}")
+            _tell("steps", f"{type(error).__name__}: {shown(error, 120)}")
         finally:
             self.model.forward = self
 
 
-def _tell(reason: str) -> None:
-    print(f"note: steps are not replayed as CUDA graphs ({reason})", flush=True)
+class Passes:
+    """A trained network's forward pass, replayed after some passes of one shape if the replay gives what the network
+    itself does. The weights have to stay where they are.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.passes, self.like = model, 0, torch.empty(0)
+        self.graphed: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The network's output. Call it without gradients, under the autocast that prediction uses."""
+        same = inputs.shape == self.like.shape and inputs.dtype == self.like.dtype
+        if self.graphed is not None:
+            return self.graphed(inputs) if same else self.model(inputs)
+        outputs: torch.Tensor = self.model(inputs)
+        self.passes = self.passes + 1 if same else 1
+        self.like = torch.empty_like(inputs, device="meta")
+        if self.passes == AFTER + 1:
+            self._capture(inputs, outputs)
+        return outputs
+
+    def _capture(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        if not roomy(inputs.device):
+            _tell("passes", "one takes too much memory")
+            return
+        try:
+            graphed = capture_pass(self.model, inputs)
+            apart = float((graphed(inputs).float() - outputs.float()).abs().max() / outputs.float().abs().max())
+        except Exception as error:  # a network may ask the device, or a library may not be made for it
+            _tell("passes", f"{type(error).__name__}: {shown(error, 120)}")
+            return
+        if apart <= APART:
+            self.graphed = graphed
+        else:  # also where it is no number
+            _tell("passes", f"one replayed is {apart:.1%} of the largest output apart from the network's own")
+
+
+def _tell(what: str, reason: str) -> None:
+    print(f"note: {what} are not replayed as CUDA graphs ({reason})", flush=True)
 
 
 def roomy(device: torch.device) -> bool:
@@ -115,3 +158,26 @@ def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], 
     cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
     with restored(inputs.device), own_thread_only(), cast:
         return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]
+
+
+_pools: dict[torch.device, Any] = {}  # whose memory all passes of a device share: they never run at once
+
+
+def capture_pass(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model's forward pass without gradients at these inputs as a CUDA graph."""
+    kind, device, graph = inputs.device.type, inputs.device, torch.cuda.CUDAGraph()
+    if device not in _pools:
+        _pools[device] = torch.cuda.graph_pool_handle()
+    cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+    fixed = inputs.clone()
+    # as above, threads of a loader go on asking the device for memory
+    recording = torch.cuda.graph(graph, pool=_pools[device], capture_error_mode="thread_local")
+    with restored(device), cast, recording:
+        outputs = model(fixed)
+
+    def replay(inputs: torch.Tensor) -> torch.Tensor:
+        fixed.copy_(inputs)
+        graph.replay()
+        return outputs.clone()  # the next pass overwrites it
+
+    return replay

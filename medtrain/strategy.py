@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
+from medtrain.graphs import Passes, passes_replayed
 from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
@@ -35,11 +36,12 @@ def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward
     choose_convolutions(recipe, device)
     layout = layout_of(model, recipe, device, precision)
     model = laid_out(model.to(device), layout).eval()
+    network: Forward = Passes(model) if passes_replayed(recipe, device) else model
 
     def forward(image: torch.Tensor) -> torch.Tensor:
         enabled = autocasts(precision)
         with torch.inference_mode(), torch.autocast(device.type, DTYPES[precision], enabled=enabled):
-            return model(image.to(device).contiguous(memory_format=layout)).float()
+            return network(image.to(device).contiguous(memory_format=layout)).float()
 
     return forward
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     ours = [inference(build_model(recipe), recipe, device) for recipe in recipes]
     torch.manual_seed(0)
-    plain = [recipe.override(["model.kernels=reference"]) for recipe in recipes]
+    plain = [recipe.override(["model.kernels=reference", "train.compile=off"]) for recipe in recipes]
     theirs = [inference(build_model(recipe), recipe, device) for recipe in plain]
     batch = recipes[0].evaluate.batch
     inferer = SlidingWindowInferer(window_of(recipes[0]), batch, overlap=0.5, mode="gaussian")

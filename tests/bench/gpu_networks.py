@@ -24,6 +24,7 @@ WAYS = {
     "MONAI's, channels last": ("model.kernels=reference", "train.compile=off", "train.channels_last=on"),
     "kernels": (),
     "kernels, not replayed": ("train.compile=off",),
+    "kernels, replayed": ("train.compile=replay",),
     "MONAI's, compiled, channels last": ("model.kernels=reference", "train.compile=on", "train.channels_last=on"),
     "MONAI's, CUDA graphs, channels last": (
         "model.kernels=reference", "train.compile=graphs", "train.channels_last=on",

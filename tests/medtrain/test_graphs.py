@@ -17,9 +17,9 @@ from medseg.recipes import RECIPES, SegRecipe
 from medtrain import graphs as replaying
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
-from medtrain.graphs import AFTER, Replay, refusal, replays
+from medtrain.graphs import AFTER, Passes, Replay, passes_replayed, refusal, replays
 from medtrain.strategies import make_strategy
-from medtrain.strategy import one_group
+from medtrain.strategy import inference, one_group
 
 Tiny = Callable[..., SegRecipe]
 CUDA = torch.device("cuda")
@@ -134,6 +134,90 @@ def test_a_failure_or_too_little_memory_leaves_the_network_as_it_is(
         assert words in said
 
 
+@pytest.mark.parametrize(("how", "expected"), [("auto", True), ("replay", True), ("off", False), ("graphs", False)])
+def test_where_prediction_replays_its_passes(how: str, expected: bool) -> None:
+    recipe = RECIPES["brats_unetr"]().override([f"train.compile={how}"])
+    assert passes_replayed(recipe, CUDA) == expected
+    assert not passes_replayed(recipe, torch.device("cpu"))
+
+
+def captured(monkeypatch: pytest.MonkeyPatch, error: float = 0.0) -> list[torch.Tensor]:
+    """What stands in for captured passes was called with; it answers with an error of such a share."""
+    given: list[torch.Tensor] = []
+
+    def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        def replay(inputs: torch.Tensor) -> torch.Tensor:
+            given.append(inputs)
+            return model(inputs) * (1 + error)
+
+        return replay
+
+    monkeypatch.setattr(replaying, "roomy", lambda device: True)
+    monkeypatch.setattr(replaying, "capture_pass", capture)
+    return given
+
+
+def test_passes_of_one_shape_are_replayed_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, model = captured(monkeypatch), nn.Linear(4, 2)
+    passes = Passes(model)
+    with torch.inference_mode():
+        for count in (3, 5, 3, 3):  # shapes that change are not worth a graph
+            passes(torch.randn(count, 4))
+        assert passes.graphed is None
+        for _ in range(AFTER + 2):
+            inputs = torch.randn(3, 4)
+            assert torch.equal(passes(inputs), model(inputs))
+        assert passes.graphed is not None
+        before = len(given)
+        other = torch.randn(1, 4)
+        assert torch.equal(passes(other), model(other))
+        passes(inputs)
+    assert len(given) == before + 1
+    assert given[-1] is inputs
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(0.02, "one replayed is 2.0% of the largest output apart"), (float("nan"), "nan% of")]
+)
+def test_a_replay_that_gives_something_else_is_not_taken(
+    error: float, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, model = captured(monkeypatch, error), nn.Linear(4, 2)
+    passes = Passes(model)
+    with torch.inference_mode():
+        for _ in range(AFTER + 4):
+            inputs = torch.randn(3, 4)
+            assert torch.equal(passes(inputs), model(inputs))
+    assert passes.graphed is None
+    assert len(given) == 1
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1
+    assert words in said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["brats_segresnet", "brats_unetr", "brats_dynunet", "brats_swinunetr"])
+def test_replayed_passes_give_what_the_network_gives(name: str) -> None:
+    small = {
+        "brats_unetr": ["model.hidden=48", "model.mlp=64", "model.heads=4"],
+        "brats_swinunetr": ["model.feature=12"],
+        "brats_dynunet": ["model.filters=8"],
+    }
+    recipe = RECIPES[name]().override(["data.crop=64,64,64", "train.precision=bf16", *small.get(name, [])])
+    torch.manual_seed(0)
+    model = build_model(recipe)
+    forwards = [inference(model, recipe.override([f"train.compile={how}"]), CUDA) for how in ("auto", "off")]
+    kept = []
+    for _ in range(AFTER + 4):
+        image = torch.randn(2, 4, 64, 64, 64, device=CUDA)
+        replayed, plain = (forward(image) for forward in forwards)
+        torch.testing.assert_close(replayed, plain, rtol=1e-2, atol=1e-2)
+        kept.append((replayed, plain))
+    for replayed, plain in kept:  # none was written over
+        torch.testing.assert_close(replayed, plain, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("name", "micros"), [("brats_segresnet", 1), ("brats_segresnet", 3), ("brats_unetr", 1)])
@@ -204,7 +288,12 @@ def test_a_network_that_can_not_be_captured_trains_on(capsys: pytest.CaptureFixt
         strategy.backward(loss)
         assert float(strategy.step(1e-3)) == 0
         del loss
-    assert "not replayed" in capsys.readouterr().out
+    assert "steps are not replayed" in capsys.readouterr().out
+    forward = inference(model, recipe, CUDA)
+    for _ in range(6):
+        image = torch.randn(1, 4, 8, 8, 8, device=CUDA)
+        assert torch.isfinite(forward(image)).all()
+    assert "passes are not replayed" in capsys.readouterr().out
     assert torch.cuda.current_stream() == stream
 
 
