@@ -10,6 +10,7 @@ from pathlib import Path
 from medlaunch.options import door_of_run
 from medtrain.errors import UserError, exit_code
 from medtrain.files import owner_of
+from medtrain.lock import locked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if owner := owner_of(options.out):
         raise UserError(f"{options.out} belongs to {owner}, whose files are not overwritten: give another --out.")
     door = door_of_run(options.members[0])
-    aside = door.evaluate(
-        options.members, options.data or options.cache, bool(options.cache), options.label_map, options.out
-    )
+    place = options.data or options.cache
+    with locked(options.out, "evaluating into it"):
+        aside = door.evaluate(options.members, place, bool(options.cache), options.label_map, options.out)
     print((options.out / "table.md").read_text(encoding="utf-8"))
     return 3 if aside else 0
 

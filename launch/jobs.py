@@ -274,6 +274,9 @@ class FinishJob:
                 settle(sweep, plan)
                 unprepared(sweep)
             check_gpus(self.gpus)
+            trained = any((sweep / member["folder"] / "done.json").is_file() for member in plan["members"])
+            if trained and not (sweep / plan["cache"]).is_file():
+                raise UserError(f"{sweep / plan['cache']} is not there: start the sweep again, which prepares it anew.")
             missing = DOORS[plan["task"]].finish(sweep, plan, self.weights)
             write_json(path, {**about, "status": "done", "missing": missing})
             return missing

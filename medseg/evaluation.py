@@ -50,7 +50,7 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     rows, aside = _all_rows(cohort, named, kept)
     report(aside, out / LISTING, "case")
     if not rows:
-        raise UserError(f"no case of {place} can be used: see {out / LISTING}, and repair them.")
+        raise UserError(f"no case of {place} can be used: do what {out / LISTING} says of them.")
     rows.sort(key=lambda row: [*names, ENSEMBLE].index(row.member))
     ids = [row.case for row in _of(names[0], rows)]
     seen = {name: _seen([split], ids) for name, split in splits.items()}

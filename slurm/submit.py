@@ -116,7 +116,7 @@ def check(cluster: Cluster, array: Array, folder: Path) -> None:
             longest = commands.partition(partition).get("MaxTime", "UNLIMITED")
         except ClusterError as error:
             if "partition" not in str(error).lower():
-                raise ClusterError(f"SLURM does not answer: {error}.") from None
+                raise ClusterError(f"SLURM does not answer: {error}. Try again when its controller is back.") from None
             raise ClusterError(f"{cluster.where(key)}: SLURM says: {error}.") from None
         if (minutes(array.time) or 0) > (minutes(longest) or 0):
             raise ClusterError(f"{cluster.where(limit)}: partition {partition} allows {longest} at most.")

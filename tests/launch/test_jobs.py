@@ -72,6 +72,11 @@ def test_jobs_leave_the_reason_of_their_failure(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         FinishJob(str(tmp_path), "equal")()
     assert "no finished member (brats_segresnet_demo: did not finish)" in read(tmp_path / "finish.json")["reason"]
+    member = tmp_path / read(tmp_path / "plan.json")["members"][0]["folder"]
+    member.mkdir()
+    (member / "done.json").write_text("{}")
+    with pytest.raises(UserError, match="is not there: start the sweep again"):
+        FinishJob(str(tmp_path), "equal")()
     with pytest.raises(UserError):
         TrainJob("{}", "none.h5", str(tmp_path / "run"))._train()
     assert "no recipe of this program" in read(tmp_path / "run" / "failed.json")["reason"]
