@@ -34,6 +34,7 @@ from medtrain.files import read_json
 from medtrain.lock import locked
 from medtrain.recipe import Recipe
 from medtrain.results import to_markdown
+from medtrain.settings import refuse_replay
 
 HEAD = ("job", "tasks", "at once", "nodes", "processes", "GPUs", "wall time", "GPU-hours", "starts after")
 
@@ -91,6 +92,8 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
               prepare: bool) -> Jobs:  # fmt: skip
     """The jobs that are needed for the missing members."""
     request = read_request(plan)
+    if not cluster.gpus_per_node and any(recipe.train.compile == "replay" for recipe in recipes):
+        refuse_replay(f"nodes of {cluster.name} have no GPU")
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
     arrays = []
     time_s = 60 * (minutes(cluster.time) or 0)

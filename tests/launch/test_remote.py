@@ -243,11 +243,13 @@ def test_refusals(
     out = tmp_path / "s"
     (slurm / "bad.toml").write_text('[lab]\npartitoin = "gpu"\n')
     (slurm / "absent.toml").write_text('[lab]\npartition = "absent"\n')
+    (slurm / "cpus.toml").write_text('[lab]\npartition = "cpu"\ngpus_per_node = 0\n')
     for extra, told in (
         (("--models", "resnet"), "brats_demo has segresnet, unetr"),
         (("--seeds", 0), "at least 1"),
         (("--folds", 1), "at least 2"),
         (("--processes", 5, "--set", "train.batch=5"), "has 4 GPUs"),
+        (("--cluster-file", slurm / "cpus.toml", "--set", "train.compile=replay"), "nodes of lab have no GPU: --set"),
         (("--nodes", 0), "at least 1"),
         (("--nodes", 3), "--set train.batch=3"),
         (("--time", "soon"), "is no time"),
