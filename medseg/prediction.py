@@ -14,7 +14,6 @@ from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
 from medseg.nifti import Unreadable
 from medtrain.errors import UserError
 from medtrain.files import owner_of
-from medtrain.lock import locked
 from medtrain.progress import track
 
 LISTING = "set_aside.csv"
@@ -27,7 +26,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
 
     In a folder a scan that can not be used does not stop the others: it is told at the end, and listed in
     `set_aside.csv` in `out`. Where it was cut off, another call goes on. Raises UserError where there is none that can
-    be used, or another process writes there.
+    be used.
     """
     aside: list[Aside] = []
     cases = find_images(place, aside)
@@ -38,13 +37,6 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
         raise UserError(f"{out} is the folder of the scans, label maps would be taken for some: give another --out.")
     if owner := owner_of(out):
         raise UserError(f"{out} belongs to {owner}, whose files are not overwritten: give another --out.")
-    with locked(out, "predicting into it"):
-        return _predict(runs, weights, place, out, cases, aside)
-
-
-def _predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path, cases: Sequence[CaseFiles],
-             aside: list[Aside]) -> tuple[str, int]:  # fmt: skip
-    """The scans that are not done yet, one after the other."""
     about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)

@@ -3,10 +3,12 @@
 A 3D network has many small kernels; the host takes longer to ask for them than the device to run them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from medtrain.settings import replay_refusal
 from medtrain.wording import shown
 
 AFTER = 2  # steps or passes without, which find the fastest convolutions and show how much memory a step takes
-APART = 0.01  # of the largest output: how far a replayed pass may be from the network's own, some roundings of bf16
+APART = 0.01  # of its norm: how far a replayed pass may be from the network's own, some roundings of bf16
 SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
 
 
@@ -78,40 +80,44 @@ class Replay:
 
 
 class Passes:
-    """A trained network's forward pass, replayed after some passes of one shape if the replay gives what the network
+    """A trained network's forward pass, replayed after some passes of one shape if a replay gives what the network
     itself does. The weights have to stay where they are.
     """
 
     def __init__(self, model: nn.Module):
-        self.model, self.passes, self.like = model, 0, torch.empty(0)
+        self.model, self.like, self.tried = model, torch.empty(0), False
+        self.counted: Counter[torch.Size] = Counter()
         self.graphed: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The network's output. Call it without gradients, under the autocast that prediction uses."""
-        same = inputs.shape == self.like.shape and inputs.dtype == self.like.dtype
-        if self.graphed is not None:
-            return self.graphed(inputs) if same else self.model(inputs)
+        """The network's output. Call it in inference mode, under the autocast that prediction uses."""
+        if self.graphed is not None and inputs.shape == self.like.shape and inputs.dtype == self.like.dtype:
+            return self.graphed(inputs)
         outputs: torch.Tensor = self.model(inputs)
-        self.passes = self.passes + 1 if same else 1
-        self.like = torch.empty_like(inputs, device="meta")
-        if self.passes == AFTER + 1:
-            self._capture(inputs, outputs)
+        self.counted[inputs.shape] += 1
+        if self.counted[inputs.shape] == AFTER + 1 and not self.tried:
+            self.tried = True
+            self._capture(inputs)
         return outputs
 
-    def _capture(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+    def _capture(self, inputs: torch.Tensor) -> None:
         if not roomy(inputs.device):
             _tell("passes", "one takes too much memory")
             return
+        # others than the captured ones, to see what depends on them
+        others = torch.empty_like(inputs).copy_(inputs.flip(-1))
         try:
             graphed = capture_pass(self.model, inputs)
-            apart = float((graphed(inputs).float() - outputs.float()).abs().max() / outputs.float().abs().max())
+            own = self.model(others).float()
+            apart = float(torch.linalg.vector_norm(graphed(others) - own) / torch.linalg.vector_norm(own))
         except Exception as error:  # a network may ask the device, or a library may not be made for it
+            _pools.pop(inputs.device, None)  # a capture that failed may have left it unusable
             _tell("passes", f"{type(error).__name__}: {shown(error, 120)}")
             return
         if apart <= APART:
-            self.graphed = graphed
+            self.graphed, self.like = graphed, torch.empty_like(inputs, device="meta")
         else:  # also where it is no number
-            _tell("passes", f"one replayed is {apart:.1%} of the largest output apart from the network's own")
+            _tell("passes", f"a replay is {apart:.1%} apart from the network's own pass")
 
 
 def _tell(what: str, reason: str) -> None:
@@ -160,18 +166,20 @@ def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], 
         return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]
 
 
-_pools: dict[torch.device, Any] = {}  # whose memory all passes of a device share: they never run at once
+# The memory that passes of a device share, as they never run at once, and what has it: it is gone with the last of them
+_pools: dict[torch.device, tuple[Any, WeakSet[Any]]] = {}
 
 
 def capture_pass(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model's forward pass without gradients at these inputs as a CUDA graph."""
     kind, device, graph = inputs.device.type, inputs.device, torch.cuda.CUDAGraph()
-    if device not in _pools:
-        _pools[device] = torch.cuda.graph_pool_handle()
+    pool, users = _pools.get(device, (None, WeakSet()))
+    if not users:
+        pool = torch.cuda.graph_pool_handle()
     cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
     fixed = inputs.clone()
     # as above, threads of a loader go on asking the device for memory
-    recording = torch.cuda.graph(graph, pool=_pools[device], capture_error_mode="thread_local")
+    recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
     with restored(device), cast, recording:
         outputs = model(fixed)
 
@@ -180,4 +188,6 @@ def capture_pass(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tens
         graph.replay()
         return outputs.clone()  # the next pass overwrites it
 
+    users.add(replay)
+    _pools[device] = pool, users
     return replay

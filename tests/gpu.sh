@@ -53,7 +53,7 @@ check() {
 # what the parts `kernels`, `step` and `networks` compile, beside the checks, which measure nothing: each in a process of
 # its own
 warm_up() {
-    local rival kernel network
+    local rival kernel
     if [[ " $* " == *" step "* ]]; then
         for rival in "MONAI torch.compile" "MONAI torch.compile, CUDA graphs" "fused, torch.compile"; do
             measure tests/bench/gpu_step.py --warm "$rival" &
@@ -65,9 +65,7 @@ warm_up() {
         done
     fi
     if [[ " $* " == *" networks "* ]]; then
-        for network in brats_segresnet brats_unetr brats_dynunet brats_swinunetr; do
-            measure tests/bench/gpu_networks.py --warm "$network" &
-        done
+        measure tests/bench/gpu_networks.py --warm & # one after the other: at full size they would fill the card
     fi
     wait
 }
