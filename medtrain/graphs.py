@@ -155,14 +155,16 @@ def own_thread_only() -> Iterator[None]:
         torch.cuda.graph = plain  # type: ignore[misc]
 
 
+def rounding_anew(kind: str) -> torch.autocast:
+    """The autocast that holds, but weights that it rounds are rounded anew in every replay."""
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+
+
 def capture(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], Any]:
     """The model's training passes at these inputs as CUDA graphs; its weights and the random state stay as they were.
     Call it under the autocast that training uses. Leaves the graphs as the model's forward pass.
     """
-    kind = inputs.device.type
-    # weights that autocast rounds have to be rounded anew in every replay
-    cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
-    with restored(inputs.device), own_thread_only(), cast:
+    with restored(inputs.device), own_thread_only(), rounding_anew(inputs.device.type):
         return torch.cuda.make_graphed_callables(model, (inputs.clone(),)).forward  # type: ignore[union-attr]
 
 
@@ -172,15 +174,14 @@ _pools: dict[torch.device, tuple[Any, WeakSet[Any]]] = {}
 
 def capture_pass(model: nn.Module, inputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model's forward pass without gradients at these inputs as a CUDA graph."""
-    kind, device, graph = inputs.device.type, inputs.device, torch.cuda.CUDAGraph()
+    device, graph = inputs.device, torch.cuda.CUDAGraph()
     pool, users = _pools.get(device, (None, WeakSet()))
     if not users:
         pool = torch.cuda.graph_pool_handle()
-    cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
     fixed = inputs.clone()
     # as above, threads of a loader go on asking the device for memory
     recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-    with restored(device), cast, recording:
+    with restored(device), rounding_anew(device.type), recording:
         outputs = model(fixed)
 
     def replay(inputs: torch.Tensor) -> torch.Tensor:
