@@ -12,6 +12,7 @@ setup(
     packages=[
         "medkernels",
         "medkernels.augment",
+        "medkernels.conv3d",
         "medkernels.group_norm_relu",
         "medkernels.region_dice",
         "medkernels.upsample_add",

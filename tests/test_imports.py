@@ -37,6 +37,15 @@ def test_imports_only_leftwards(package: str, path: Path) -> None:
     assert ours <= ALLOWED[package]
 
 
+def test_setup_names_every_package() -> None:
+    """An installation that is not editable would lack one that is left out."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    named = next(ast.literal_eval(call.value) for call in ast.walk(tree)
+                 if isinstance(call, ast.keyword) and call.arg == "packages")  # fmt: skip
+    kernels = [f"medkernels.{path.parent.name}" for path in (ROOT / "kernels").glob("*/__init__.py")]
+    assert sorted(named) == sorted([*ALLOWED, *kernels])
+
+
 def test_dali_is_imported_in_one_file() -> None:
     users = {path.name for _, path in FILES if any(name.startswith("nvidia") for name in imported(path))}
     assert users == {"pipeline.py"}
