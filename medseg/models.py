@@ -45,17 +45,17 @@ Built = tuple[nn.Module, tuple[type[nn.Module], ...]]  # a network, and the bloc
 
 def _divisible(recipe: SegRecipe, multiple: int, name: str) -> None:
     crop, window = recipe.data.crop, window_of(recipe)
-    if any(side % multiple for side in (*crop, *window)):
-        raise UserError(
-            f"{name} needs crop and window sides that are multiples of {multiple}, not {crop} and {window}: "
-            "--set data.crop or evaluate.window."
-        )
+    for key, sides in (("data.crop", crop), ("evaluate.window", window)):
+        if any(side % multiple for side in sides):
+            better = ",".join(str(-(-side // multiple) * multiple) for side in sides)
+            raise UserError(f"{name} needs sides that are multiples of {multiple}, not {sides}: --set {key}={better}.")
 
 
 def _more_than_a_voxel(recipe: SegRecipe, multiple: int, name: str) -> None:
     """Instance normalisation needs two voxels at the coarsest level in training."""
     if all(side == multiple for side in recipe.data.crop):
-        raise UserError(f"{name} needs a crop of more than {multiple}^3 voxels: --set data.crop to a larger one.")
+        better = f"{2 * multiple},{multiple},{multiple}"
+        raise UserError(f"{name} needs a crop of more than {multiple}^3 voxels: --set data.crop={better}, or larger.")
 
 
 def _unetr(recipe: SegRecipe) -> Built:
@@ -64,8 +64,10 @@ def _unetr(recipe: SegRecipe) -> Built:
     from monai.networks.nets import UNETR
 
     model, crop = recipe.model, recipe.data.crop
-    if any(side % 16 for side in crop) or model.hidden % model.heads:
-        raise UserError(f"UNETR needs crop sides that are multiples of 16 and hidden % heads = 0, not {crop}.")
+    _divisible(recipe, 16, "UNETR")
+    if model.hidden % model.heads:
+        raise UserError(f"UNETR shares model.hidden={model.hidden} out among its heads, and model.heads={model.heads} "
+                        "does not divide it: --set model.heads to one that does.")  # fmt: skip
     if window_of(recipe) != crop:
         raise UserError(f"UNETR needs evaluate.window to be its crop {crop}: --set evaluate.window=0,0,0.")
     net = UNETR(
@@ -87,7 +89,8 @@ def _segresnet(recipe: SegRecipe) -> Built:
 
     model = recipe.model
     if model.filters % 8 or len(model.blocks_up) != len(model.blocks_down) - 1:
-        raise UserError("SegResNet needs model.filters in eights and one model.blocks_up less than model.blocks_down.")
+        raise UserError(f"SegResNet needs model.filters in eights, not {model.filters}, and one model.blocks_up less "
+                        f"than model.blocks_down, not {model.blocks_up} for {model.blocks_down}.")  # fmt: skip
     _divisible(recipe, 2 ** (len(model.blocks_down) - 1), "SegResNet")
     net = KernelSegResNet(
         init_filters=model.filters, in_channels=CHANNELS, out_channels=REGIONS, blocks_down=model.blocks_down,
@@ -115,7 +118,8 @@ def _swinunetr(recipe: SegRecipe) -> Built:
 def _dynunet(recipe: SegRecipe) -> Built:
     """The plain U-Net of nnU-Net (Isensee 2021) as MONAI's DynUNet."""
     from monai.networks.blocks.dynunet_block import UnetBasicBlock
-    from monai.networks.nets import DynUNet
+
+    from medseg.dynunet import FreeDynUNet
 
     model = recipe.model
     if not model.levels >= 3 or model.supervised > model.levels - 2:
@@ -126,7 +130,7 @@ def _dynunet(recipe: SegRecipe) -> Built:
     _divisible(recipe, 2 ** (model.levels - 1), "DynUNet")
     _more_than_a_voxel(recipe, 2 ** (model.levels - 1), "DynUNet")
     strides = [1] + [2] * (model.levels - 1)
-    net = DynUNet(
+    net = FreeDynUNet(
         3, CHANNELS, REGIONS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],
         filters=[min(320, model.filters * 2**n) for n in range(model.levels)], dropout=model.dropout or None,
         deep_supervision=model.supervised > 0, deep_supr_num=max(1, model.supervised),

@@ -19,6 +19,8 @@ from medtrain.files import write_text
 # chosen beforehand, so two jobs on one node can not collide.
 RENDEZVOUS = "MEDTRAIN_RENDEZVOUS"
 MEETING_S = 300.0
+# NCCL ends a process without a word at its time limit: the hosts notice before, and can say whom they wait for.
+AFTER_HOSTS = timedelta(seconds=120)
 # Set to 1 where GPUs are only counted, or where a job may do without those that it asked for.
 ALLOW_CPU = "MEDTRAIN_ALLOW_CPU"
 # A group over gloo for what the hosts agree on without waiting for their GPUs; None where the default one is gloo.
@@ -59,13 +61,14 @@ def start(timeout_s: float = 1800) -> Ranks:
             )
         place = os.environ.get(RENDEZVOUS)
         store = _meet(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
+        hosts_s = timedelta(seconds=timeout_s)
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,
-                                timeout=timedelta(seconds=timeout_s),
+                                timeout=hosts_s if backend == "gloo" else hosts_s + AFTER_HOSTS,
                                 device_id=device if backend == "nccl" else None)  # fmt: skip
         global _hosts, _pulses
         _pulses = dist.PrefixStore("step", store)
         pulse(0)
-        _hosts = dist.new_group(backend="gloo") if backend == "nccl" else None
+        _hosts = dist.new_group(backend="gloo", timeout=hosts_s) if backend == "nccl" else None
         if place and rank == 0:
             Path(place).unlink(missing_ok=True)
     return Ranks(rank, world, local, device)
@@ -179,13 +182,23 @@ def _told() -> dict[int, str]:
         return {}
 
 
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any rank; the hosts wait for each other, not for their GPUs."""
-    if not dist.is_initialized():
+    if _alone():
         return flag
     value = torch.tensor(int(flag))
     dist.all_reduce(value, dist.ReduceOp.MAX, group=_hosts)
     return bool(value)
+
+
+def meet() -> None:
+    """On GPUs let the hosts wait for each other before they wait for their GPUs, which only NCCL would end."""
+    if _hosts is not None:
+        anywhere(False)
 
 
 def leave() -> None:
@@ -206,26 +219,26 @@ def finish() -> None:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait for every rank's host."""
+    if not _alone():
+        dist.barrier(group=_hosts)
 
 
 def gather(value: Any) -> list[Any]:
     """Every rank's value, in the order of ranks, on every rank. Values are small and picklable."""
-    if not dist.is_initialized():
+    if _alone():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_hosts)
     return values
 
 
 def agree(value: Any) -> Any:
     """Rank 0's value on every rank."""
-    if not dist.is_initialized():
+    if _alone():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_hosts)
     return box[0]
 
 

@@ -146,6 +146,7 @@ class Engine:
                 self.profile = None
             if self.step % train.log_every == 0 or self.step == self.total:
                 gc.collect(1)
+                distributed.meet()
                 tracker.scalars(self.step, {**meter.read(), **self._rates(lr)})
                 if meter.row >= train.max_skipped:
                     self._give_up(meter.row)

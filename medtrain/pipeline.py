@@ -149,7 +149,9 @@ def _check_dali() -> None:
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
-        raise UserError(f"NVIDIA DALI can not be loaded ({error}): `pip install nvidia-dali-cuda130`.") from None
+        raise UserError(
+            f"NVIDIA DALI can not be loaded ({error}): python -m pip install -c constraints.txt nvidia-dali-cuda130."
+        ) from None
 
 
 class VolumeLoader(Loader):

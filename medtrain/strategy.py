@@ -280,7 +280,7 @@ class Single:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, lost  # type: ignore[attr-defined]
             self.optimizer.step()
         self.statistics.settle(lost)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad()  # apex's optimisers have ways of their own
         return lost
 
     def loss_scale(self) -> float | None:

@@ -222,12 +222,15 @@ def _library(ranks: Ranks) -> Any:
         import deepspeed
     except ImportError as error:
         raise UserError(
-            f"train.strategy=deepspeed needs DeepSpeed ({error}): pip install deepspeed, or take ddp."
+            f"train.strategy=deepspeed needs DeepSpeed ({error}): python -m pip install -c constraints.txt deepspeed, "
+            "or take ddp."
         ) from None
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles for half a minute
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    if ranks.device.type == "cuda":  # it takes this for the GPU's number, which is 0 where each process sees one
+        os.environ["LOCAL_RANK"] = str(ranks.device.index or 0)
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     if not torch.distributed.is_initialized():  # one process: DeepSpeed wants a group all the same
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)

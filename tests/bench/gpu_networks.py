@@ -7,7 +7,6 @@ that it runs.
 import argparse
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from medkernels.measurement import asked
 from medlaunch.options import find_recipe
 from medseg.task import example
 from medtrain.estimate import Place, sizes_of, step_seconds
+from medtrain.graphs import Replay
 
 WAYS = {
     "MONAI's": ("model.kernels=reference", "train.compile=off"),
@@ -76,8 +76,16 @@ def measure(what: str, recipe: Any, flops: float, rate: float, options: argparse
     """Time a step of one network in one way, and record it."""
     device, batch = torch.device(options.device), recipe.train.batch
     fresh_peak()
-    make = partial(make_example, recipe, device)
+    made: list[Any] = []
+
+    def make(batch: int) -> Any:
+        made[:] = [make_example(recipe, device, batch)]
+        return made[0]
+
     spent = step_seconds(make, recipe, batch, device, 1 if options.smoke or options.warm else 10)
+    replay = made.pop().model.forward  # the network's own, or what has taken its place
+    if recipe.train.compile == "replay" and not (isinstance(replay, Replay) and replay.graphed):
+        raise RuntimeError("the steps were not replayed")
     if options.warm:
         return
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0

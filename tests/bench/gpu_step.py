@@ -7,6 +7,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -106,6 +107,7 @@ def measure(options: argparse.Namespace) -> None:
     for name in options.names or RIVALS:
         rival = RIVALS[name]
         torch.compiler.reset()
+        step: Any = None  # the rival before is gone, or its memory would be missing from this one's
         fresh_peak()
         before = torch.cuda.memory_allocated()
         try:

@@ -179,6 +179,16 @@ def test_deep_supervision_weighs_levels_by_halves() -> None:
     assert model.eval()(image).shape == (1, 3, 16, 16, 16)
 
 
+def test_dynunet_keeps_no_graph_of_its_last_pass() -> None:
+    """Or the nodes that take up gradients would outlive a step, and it could not be captured as a CUDA graph."""
+    net = build_model(RECIPES["brats_dynunet_demo"]().override(["data.crop=32,32,32"])).train()
+    outputs = net(torch.randn(1, 4, 32, 32, 32))
+    outputs.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert len(net.heads) > 0
+    assert all(head.grad_fn is None and head.numel() > 1 for head in net.heads)
+
+
 @pytest.mark.parametrize("name", ["segresnet", "unetr", "swinunetr", "dynunet"])
 def test_recomputing_saves_less_and_changes_nothing(name: str) -> None:
     sets = ["data.crop=64,32,32", "model.dropout=0"]

@@ -79,6 +79,7 @@ def main() -> None:
     """Every network with each of the settings of the command line, such as `deepspeed:2:bf16`."""
     ranks = distributed.start(120)
     torch.set_num_threads(1)
+    references: dict[tuple[str, str], list[float]] = {}
     for settings, (name, plain, build, first) in itertools.product(sys.argv[1:], networks()):
         kind, stage, precision = settings.split(":")
         recipe = plain.override([
@@ -91,8 +92,9 @@ def main() -> None:
         lr = 1e-4
         mine = [inputs(first, ranks.rank, step) for step in range(2 * STEPS)]
         whole = [torch.cat([inputs(first, rank, step) for rank in range(2)]) for step in range(2 * STEPS)]
-        reference = alone(recipe, build)
-        losses = {"single": run(reference, whole, lr, own)}
+        if (name, precision) not in references:
+            references[name, precision] = run(alone(recipe, build), whole, lr, own)
+        losses = {"single": references[name, precision]}
         torch.manual_seed(1)
         model = build(recipe)
         make = Replayed if kind == "replayed" else make_strategy  # chosen on a GPU only

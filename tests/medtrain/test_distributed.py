@@ -20,6 +20,46 @@ distributed.finish()
 """
 
 
+HOSTS = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from medtrain import distributed
+ranks = distributed.start()
+# as over NCCL, whose place a second group of gloo takes here: the default one has more patience than the hosts
+distributed._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=2))
+assert distributed.gather(ranks.rank) == [0, 1] and distributed.agree(ranks.rank) == 0
+distributed.barrier()
+distributed.meet()
+if ranks.rank == 1:
+    time.sleep(8)
+    sys.exit()
+began = time.monotonic()
+try:
+    {"meet": distributed.meet, "gather": lambda: distributed.gather(1), "barrier": distributed.barrier}[sys.argv[1]]()
+except RuntimeError as error:
+    assert time.monotonic() - began < 6
+    print(distributed.lost_partner(error, 7))
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("call", ["meet", "gather", "barrier"])
+def test_hosts_do_not_wait_for_as_long_as_their_gpus(tmp_path: Path, call: str) -> None:
+    """What ranks say to each other goes over the hosts' group: one that hangs is told in a sentence."""
+    processes = []
+    for rank in range(2):
+        told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost",
+                "MEDTRAIN_RENDEZVOUS": tmp_path / "meet", "OMP_NUM_THREADS": 1}  # fmt: skip
+        environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+        environment.pop("MASTER_PORT", None)
+        processes.append(subprocess.Popen([sys.executable, "-c", HOSTS, call], stdout=subprocess.PIPE, text=True,
+                                          env=environment))  # fmt: skip
+    text, _ = processes[0].communicate(timeout=120)
+    processes[1].wait(timeout=120)
+    assert text.startswith("rank 1 does not answer after step 7: ")
+
+
 @pytest.mark.distributed
 def test_two_groups_on_one_machine_meet_each_on_its_own(tmp_path: Path) -> None:
     processes = []

@@ -243,6 +243,9 @@ class StandIn(torch.optim.Adam):
     def __init__(self, params: Any, lr: float, weight_decay: float, adam_w_mode: bool):
         super().__init__(params, lr, weight_decay=weight_decay, decoupled_weight_decay=adam_w_mode)
 
+    def zero_grad(self) -> None:  # type: ignore[override]
+        raise AssertionError("apex's FusedAdam takes no set_to_none")
+
 
 def apex(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
     """Put a package apex with these attributes and optimisers into the place of the real one."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from launch_helpers import run_main, run_script
 from monai.networks.nets import SegResNet
 
 from medseg.recipes import SegRecipe
-from medtrain import checkpoint
+from medtrain import checkpoint, zero
+from medtrain.distributed import Ranks
 from medtrain.errors import UserError
 from medtrain.settings import check_deepspeed, configuration
 
@@ -130,6 +132,19 @@ def test_fp16_is_refused_as_deepspeed_would_not_scale_its_losses(tiny: Tiny) -> 
     check_deepspeed(recipe, "bf16")
     with pytest.raises(UserError, match=r"does not train in fp16: --set train\.strategy=ddp"):
         check_deepspeed(recipe, "fp16")
+
+
+def test_deepspeed_is_told_the_gpu_that_its_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM may show each process one GPU: 0, whatever its local rank."""
+    ops = types.SimpleNamespace(__compatible_ops__={})
+    stand_in = types.SimpleNamespace(ops=ops, init_distributed=lambda **named: None)
+    monkeypatch.setitem(sys.modules, "deepspeed", stand_in)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    for device, told in ((torch.device("cuda", 0), "0"), (torch.device("cpu"), "3")):
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        assert zero._library(Ranks(3, 4, 3, device)) is stand_in
+        assert os.environ["LOCAL_RANK"] == told
 
 
 def test_without_deepspeed(
