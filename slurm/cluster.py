@@ -8,7 +8,7 @@ import shlex
 import sys
 import tomllib
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,17 @@ from medslurm import commands
 from medslurm.commands import ClusterError
 
 DEFAULT_FILE = "~/.config/medtrain/clusters.toml"
+SITE_FILE = "/etc/medtrain/clusters.toml"
 HERE = "here"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One table of the file. `mem` is of a node, as sbatch takes it; times are SLURM's, such as 1-12:00:00.
+    """One table of the file; times are SLURM's, such as 1-12:00:00.
 
     A member's job gets `gpus_per_node` GPUs at most and `cpus_per_gpu` CPUs for each process; without GPUs (0) that
-    many CPUs a process. The job that prepares data, and a final job that needs no GPU, ask for none, for `cpu_time`
-    (default: `time`), and go to `cpu_partition` (default: `partition`).
+    many CPUs a process. `mem` is what a job asks for on each of its nodes, whatever its GPUs; `mem_per_gpu` is asked
+    for each of them instead. Jobs that need no GPU are described by `without_gpus`.
     `setup` holds lines of shell that run before Python on the node, `sbatch` further options of sbatch by name.
     """
 
@@ -40,8 +41,12 @@ class Cluster:
     gpus_as: Literal["gres", "gpus-per-node"] = "gres"
     cpus_per_gpu: int = 8
     mem: str = ""
+    mem_per_gpu: str = ""
     time: str = "24:00:00"
     cpu_time: str = ""
+    cpu_qos: str = ""
+    cpu_constraint: str = ""
+    cpu_mem: str = ""
     throttle: int = 0
     signal_s: int = 120
     modules: tuple[str, ...] = ()
@@ -58,6 +63,28 @@ class Cluster:
         if key in self.lines:
             return f"{self.file}, line {self.lines[key]} ({key} = {_shown(repr(getattr(self, key)))})"
         return f"cluster {self.name}" + (f" of {self.file}" if self.file else "")
+
+    def without_gpus(self) -> "Cluster":
+        """As the job that prepares data, and a final job of images, see it: `cpu_…` in place of the others. Quality of
+        service and features of the nodes with GPUs are not asked of a `cpu_partition`.
+        """
+        apart = bool(self.cpu_partition)
+        return replace(
+            self,
+            partition=self.cpu_partition or self.partition,
+            time=self.cpu_time or self.time,
+            qos=self.cpu_qos or ("" if apart else self.qos),
+            constraint=self.cpu_constraint or ("" if apart else self.constraint),
+            mem=self.cpu_mem or self.mem,
+            mem_per_gpu="",
+        )
+
+    def memory(self, gpus: int) -> str:
+        """What sbatch is told of a node's memory for a job with so many GPUs on each; "" for the site's own."""
+        if not (gpus and self.mem_per_gpu):
+            return self.mem
+        number = self.mem_per_gpu.rstrip("KMGTBkmgtb")
+        return f"{int(number) * gpus}{self.mem_per_gpu[len(number) :]}"
 
     def python_command(self) -> str:
         """The shell words that start Python on a node."""
@@ -94,18 +121,18 @@ def read_cluster(name: str, file: Path | None = None) -> Cluster:
 
     Raises ClusterError for a file, table or key that is not there, with the right ones.
     """
-    path = (file or Path(DEFAULT_FILE)).expanduser()
+    path = file.expanduser() if file else found_file()
     if not path.is_file():
         if name == HERE and file is None:
             return here()
         raise ClusterError(f"{path} is not there: describe the cluster in it as slurm/README.md shows.")
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES >> 20} MB")
+            raise ClusterError(f"{path} has more than {MOST_BYTES >> 20} MB: is that the right file?")
         text = path.read_bytes().decode("utf-8")
         tables = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ClusterError(f"{path} is not TOML ({_shown(error)}): correct that line.") from None
+        raise ClusterError(f"{path} is not TOML ({_shown(error)}): correct it.") from None
     if name not in tables:
         if name == HERE:
             return here()
@@ -116,6 +143,14 @@ def read_cluster(name: str, file: Path | None = None) -> Cluster:
     lines = _lines(text, name)
     values = {key: _typed(path, lines, name, key, value) for key, value in tables[name].items()}
     return _checked(Cluster(name=name, file=str(path), lines=lines, **values))
+
+
+def found_file() -> Path:
+    """$MEDTRAIN_CLUSTERS where it is set, else the user's own file, else the site's where only that is there."""
+    if named := os.environ.get("MEDTRAIN_CLUSTERS"):
+        return Path(named).expanduser()
+    own, site = Path(DEFAULT_FILE).expanduser(), Path(SITE_FILE)
+    return site if site.is_file() and not own.is_file() else own
 
 
 def _typed(path: Path, lines: dict[str, int], table: str, key: str, value: Any) -> Any:
@@ -158,8 +193,11 @@ def _checked(cluster: Cluster) -> Cluster:
     for key, value in cluster.sbatch.items():
         if not isinstance(value, str | int | float) or not str(value).isprintable() or not key.isprintable():
             raise ClusterError(f"{cluster.where('sbatch')}: {_shown(key)} must be a text or a number of one line.")
-    if cluster.mem and not re.fullmatch(r"\d+[KMGT]?B?", cluster.mem, re.IGNORECASE):
-        raise ClusterError(f"{cluster.where('mem')} is no memory: write it as 64G.")
+    if cluster.container and cluster.venv:
+        raise ClusterError(f"{cluster.where('venv')}: the container has a Python of its own: leave venv out.")
+    for key in ("mem", "mem_per_gpu", "cpu_mem"):
+        if getattr(cluster, key) and not re.fullmatch(r"\d+[KMGT]?B?", getattr(cluster, key), re.IGNORECASE):
+            raise ClusterError(f"{cluster.where(key)} is no memory: write it as 64G.")
     return cluster
 
 

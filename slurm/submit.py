@@ -44,6 +44,7 @@ class Array:
 
 def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> Any:
     """submitit's executor with everything that sbatch will be told."""
+    cluster = cluster if array.gpus else cluster.without_gpus()
     python = f"{PATIENT_SHELL} {cluster.python_command()}"
     made = _kind()(folder, max_num_timeout=10**6, python=python)
     gpus = array.gpus_per_node(cluster)
@@ -51,8 +52,8 @@ def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: st
     more: dict[str, Any] = {"requeue": True, "chdir": str(folder), **cluster.sbatch}
     if after:
         more["kill-on-invalid-dep"] = "yes"  # else a job after one that failed waits for ever
-    if cluster.mem:
-        more["mem"] = cluster.mem
+    if memory := cluster.memory(gpus):
+        more["mem"] = memory
     wanted = {
         "job_name": array.name, "time": minutes(array.time), "partition": array.partition or None,
         "account": cluster.account or None, "qos": cluster.qos or None, "constraint": cluster.constraint or None,
@@ -109,14 +110,14 @@ def text(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = 
 
 def check(cluster: Cluster, array: Array, folder: Path) -> None:
     """Ask SLURM whether it would take this job; raises ClusterError in its words with the line that is to blame."""
-    key = "partition" if array.partition == cluster.partition else "cpu_partition"
-    limit = "time" if array.time == cluster.time else "cpu_time"
+    key, limit = _key("partition", cluster, array), _key("time", cluster, array)
     for partition in filter(None, array.partition.split(",")):
         try:
             longest = commands.partition(partition).get("MaxTime", "UNLIMITED")
         except ClusterError as error:
             if "partition" not in str(error).lower():
-                raise ClusterError(f"SLURM does not answer: {error}. Try again when its controller is back.") from None
+                remedy = "Submit from a login node, or try again when its controller is back."
+                raise ClusterError(f"SLURM does not answer: {error}. {remedy}") from None
             raise ClusterError(f"{cluster.where(key)}: SLURM says: {error}.") from None
         if (minutes(array.time) or 0) > (minutes(longest) or 0):
             raise ClusterError(f"{cluster.where(limit)}: partition {partition} allows {longest} at most.")
@@ -128,20 +129,27 @@ def check(cluster: Cluster, array: Array, folder: Path) -> None:
             done = commands.call(["sbatch", "--test-only", str(script)])
     if done.returncode:
         words = commands.words_of(done)
-        raise ClusterError(f"{cluster.where(_to_blame(words, cluster, key, limit))}: SLURM says: {words}.")
+        raise ClusterError(f"{cluster.where(_to_blame(words, cluster, array))}: SLURM says: {words}.")
 
 
-def _to_blame(words: str, cluster: Cluster, partition: str, time: str) -> str:
+def _key(name: str, cluster: Cluster, array: Array) -> str:
+    """The key of the cluster file that tells this job's partition, time and so on."""
+    others = [f"cpu_{name}"] if not array.gpus else ["mem_per_gpu"] if name == "mem" else []
+    return next((key for key in others if getattr(cluster, key, "")), name)
+
+
+def _to_blame(words: str, cluster: Cluster, array: Array) -> str:
+    """The key of the cluster file that SLURM's refusal is about."""
     # no node has all of it: of what a node must have, memory is most often too much
-    told = {"account": "account", "qos": "qos", "time limit": time, "constraint": "constraint", "feature": "constraint",
-            "node configuration": "mem" if cluster.mem else "cpus_per_gpu", "gres": "gpus_per_node",
-            "generic resource": "gpus_per_node", "memory": "mem", "partition": partition,
+    memory = cluster.mem or cluster.mem_per_gpu
+    told = {"account": "account", "qos": "qos", "time limit": "time", "constraint": "constraint",
+            "feature": "constraint", "node configuration": "mem" if memory else "cpus_per_gpu", "gres": "gpus_per_node",
+            "generic resource": "gpus_per_node", "memory": "mem", "partition": "partition",
             "cpu": "cpus_per_gpu"}  # fmt: skip
-    found = (key for word, key in told.items() if word in words.lower())
-    for key in found:
+    for key in (_key(name, cluster, array) for word, name in told.items() if word in words.lower()):
         if key in cluster.lines or not cluster.lines:
             return key
-    return partition
+    return _key("partition", cluster, array)
 
 
 def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> list[str]:

@@ -69,6 +69,8 @@ def test_what_the_node_runs_is_quoted(tmp_path: Path) -> None:
         ("[lab]\ngpus_as = 'many'", "must be one of gres, gpus-per-node"),
         ("[lab]\ntime = 'a day'", "line 2 (time = 'a day') is no time"),
         ("[lab]\nmem = 'lots'", "is no memory"),
+        ("[lab]\nmem_per_gpu = '8 GB'", "line 2 (mem_per_gpu = '8 GB') is no memory"),
+        ("[lab]\ncontainer = ['box']\nvenv = '/v'", "line 3 (venv = '/v'): the container has a Python of its own"),
         ("[lab]\nsignal_s = 0", "must be at least 1"),
         ("[lab", "is not TOML"),
         ("lab = 3", "lab is no table"),
@@ -81,6 +83,34 @@ def test_mistakes_name_file_line_and_remedy(tmp_path: Path, text: str, words: st
     assert words in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_site_and_an_environment_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDTRAIN_CLUSTERS", raising=False)
+    for name in ("DEFAULT_FILE", "SITE_FILE"):
+        monkeypatch.setattr(cluster, name, str(tmp_path / name))
+    (tmp_path / "SITE_FILE").write_text("[lab]\naccount = 'the site'\n")
+    assert read_cluster("lab").account == "the site"
+    (tmp_path / "DEFAULT_FILE").write_text("[lab]\naccount = 'mine'\n")
+    assert read_cluster("lab").account == "mine"
+    monkeypatch.setenv("MEDTRAIN_CLUSTERS", str(tmp_path / "SITE_FILE"))
+    assert read_cluster("lab").account == "the site"
+    monkeypatch.setenv("MEDTRAIN_CLUSTERS", str(tmp_path / "none"))
+    with pytest.raises(ClusterError, match="none is not there"):
+        read_cluster("lab")
+
+
+def test_jobs_without_gpus_are_described_apart(tmp_path: Path) -> None:
+    lab = read_cluster("lab", written(tmp_path, "[lab]\nqos = 'gpuq'\nconstraint = 'a100'\nmem_per_gpu = '48G'\n"))
+    assert (lab.memory(3), lab.memory(0)) == ("144G", "")
+    cpu = lab.without_gpus()
+    assert (cpu.qos, cpu.constraint, cpu.memory(0), cpu.time) == ("gpuq", "a100", "", "24:00:00")
+    text = "[lab]\nqos = 'gpuq'\nconstraint = 'a100'\nmem = '64G'\ncpu_partition = 'cpu'\ncpu_time = '30'\n"
+    cpu = read_cluster("lab", written(tmp_path, text)).without_gpus()
+    assert (cpu.partition, cpu.qos, cpu.constraint, cpu.mem, cpu.time) == ("cpu", "", "", "64G", "30")
+    text += "cpu_qos = 'short'\ncpu_constraint = 'big'\ncpu_mem = '16G'\n"
+    cpu = read_cluster("lab", written(tmp_path, text)).without_gpus()
+    assert (cpu.qos, cpu.constraint, cpu.mem) == ("short", "big", "16G")
 
 
 def test_an_absent_file_is_told(tmp_path: Path) -> None:

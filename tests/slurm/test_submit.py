@@ -100,6 +100,24 @@ def test_a_refusal_names_the_line_to_blame(slurm: Path, tmp_path: Path, refusal:
     assert f"({line}): SLURM says: allocation failure: {refusal}." in str(caught.value)
 
 
+def test_a_refusal_of_a_job_without_gpus_names_its_own_keys(slurm: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clusters.toml"
+    path.write_text("[lab]\nqos='long'\ncpu_partition='cpu'\ncpu_qos='short'\nmem_per_gpu='9G'\ngpus_per_node=2\n")
+    lab = read_cluster("lab", path)
+    script = submit.text(lab, array(gpus=False, partition="cpu"), tmp_path, tmp_path)
+    assert "#SBATCH --qos=short\n" in script
+    assert "--mem" not in script
+    assert "#SBATCH --mem=18G\n" in submit.text(lab, array(processes=2), tmp_path, tmp_path)
+    for refusal, line in (("Invalid qos specification", "cpu_qos = 'short'"), ("odd", "cpu_partition = 'cpu'")):
+        (slurm / "refuse.txt").write_text(refusal)
+        with pytest.raises(ClusterError) as caught:
+            submit.check(lab, array(gpus=False, partition="cpu"), tmp_path)
+        assert f"({line}): SLURM says: {refusal}." in str(caught.value)
+    (slurm / "refuse.txt").write_text("Memory specification can not be satisfied")
+    with pytest.raises(ClusterError, match=r"mem_per_gpu = '9G'"):
+        submit.check(lab, array(), tmp_path)
+
+
 def test_a_time_over_the_partitions_is_refused(slurm: Path, tmp_path: Path) -> None:
     lab = Cluster(name="lab", partition="gpu", time="2-00:00:00")
     with pytest.raises(ClusterError, match="partition gpu allows 1-00:00:00 at most"):
