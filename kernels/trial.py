@@ -53,7 +53,8 @@ def _verdict(attempt: Callable[[Impl], Answers]) -> str:
     except torch.OutOfMemoryError:
         return ""
     except Exception as error:  # compilers and drivers fail in many ways
-        return f"it fails on this device ({type(error).__name__})"
+        words = str(error).strip().partition("\n")[0][:160]
+        return f"it fails on this device ({type(error).__name__}{': ' * bool(words)}{words})"
     for ours, theirs in zip(found, expected, strict=True):
         wanted = theirs.detach().double()
         gap = float((ours.detach().double() - wanted).norm() / wanted.norm().clamp(min=1e-12))

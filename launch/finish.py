@@ -1,4 +1,6 @@
-"""Make a sweep's ensemble, tables and figures again: `finish.py DIR [--weights equal|validation]`."""
+"""Make a sweep's ensemble, tables and figures again: `finish.py DIR [--weights equal|validation]`. Scans are predicted
+on this machine, by its GPU if it has one.
+"""
 
 import argparse
 import sys
@@ -6,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch.jobs import FinishJob
-from medlaunch.plan import read_plan
+from medlaunch.plan import read_plan, read_request
 from medtrain.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="folder that launch/sweep.py wrote")
-    parser.add_argument("--weights", choices=("equal", "validation"), default="equal")
+    parser.add_argument("--weights", choices=("equal", "validation"),
+                        help="of the scans' ensemble (default: as the sweep was asked for)")  # fmt: skip
     options = parser.parse_args(argv)
-    read_plan(options.sweep)
-    missing = FinishJob(str(options.sweep), options.weights)()
+    weights = options.weights or read_request(read_plan(options.sweep)).weights
+    missing = FinishJob(str(options.sweep), weights)()
     print((options.sweep / "table.md").read_text(encoding="utf-8"))
     return 3 if missing else 0
 

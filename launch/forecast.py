@@ -10,22 +10,37 @@ GPUS = (1, 8, 64, 512)
 SHARE = 0.92  # of a memory that can be filled before its free places are too small
 
 
+DEFAULTS = {"on": None, "memory_gb": None, "ranks": 1, "nodes": None, "gpus": 8, "step_s": None, "link_gb_s": 300.0,
+            "net_gb_s": 50.0, "hop_us": 5.0}  # fmt: skip
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a plan."""
     group = parser.add_argument_group("plan", "memory, largest batch and scaling, told without data and training")
-    group.add_argument("--plan", action="store_true")
+    group.add_argument("--plan", action="store_true", help="tell it and end")
     group.add_argument("--on", choices=("gpu", "cpu"), help="where it is to run (default: as here)")
-    group.add_argument("--memory-gb", type=float, metavar="GB", help="of a GPU, or of the host (default: as here)")
-    group.add_argument("--ranks", type=int, default=1, metavar="R", help="that share the recipe's batch (default: 1)")
+    group.add_argument(
+        "--memory-gb", type=float, metavar="GB", help="memory of a GPU, or of the host (default: as here)"
+    )
+    group.add_argument("--ranks", type=int, metavar="R", help="processes that share the recipe's batch (default: 1)")
     group.add_argument("--nodes", type=int, metavar="N",
                        help="predict step times up to N nodes; each GPU keeps its share of the batch")  # fmt: skip
-    group.add_argument("--gpus", type=int, default=8, metavar="G", help="of a node (default: 8)")
-    group.add_argument("--step-s", type=float, metavar="S", help="measured on one GPU (default: measured here)")
-    group.add_argument("--link-gb-s", type=float, default=300, metavar="GB",
-                       help="a second, of a GPU inside its node (default: 300, NVLink)")  # fmt: skip
-    group.add_argument("--net-gb-s", type=float, default=50, metavar="GB",
-                       help="a second, of a node to the others (default: 50, one adapter of 400 Gb/s)")  # fmt: skip
-    group.add_argument("--hop-us", type=float, default=5, metavar="US", help="between neighbours (default: 5)")
+    group.add_argument("--gpus", type=int, metavar="G", help="GPUs of a node (default: 8)")
+    group.add_argument("--step-s", type=float, metavar="S",
+                       help="seconds of a step, measured on one GPU (default: measured here)")  # fmt: skip
+    group.add_argument("--link-gb-s", type=float, metavar="GB",
+                       help="GB a second of a GPU inside its node (default: 300, NVLink)")  # fmt: skip
+    group.add_argument("--net-gb-s", type=float, metavar="GB",
+                       help="GB a second of a node to the others (default: 50, one adapter of 400 Gb/s)")  # fmt: skip
+    group.add_argument("--hop-us", type=float, metavar="US", help="microseconds between neighbours (default: 5)")
+    group.set_defaults(**DEFAULTS)
+
+
+def refuse_without_plan(options: argparse.Namespace) -> None:
+    """UserError where an option of a plan is given to a training."""
+    for name, default in DEFAULTS.items():
+        if getattr(options, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} belongs to a plan: add --plan, or leave it out.")
 
 
 def forecast(recipe: Any, options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from medtrain.errors import UserError
 from medtrain.files import leaves, owner_of, read_json, write_json
 from medtrain.recipe import Recipe, build
 from medtrain.settings import check_settings
-from medtrain.wording import plain
+from medtrain.wording import listed, plain
 
 PLAN = "plan.json"
 CACHE = "cache.h5"
@@ -64,6 +64,18 @@ def check_early(recipes: Sequence[Recipe], request: Request) -> None:
     find_sweep(request.sweep).check_early(recipes)
     for recipe in recipes:
         check_settings(recipe, request.nodes * request.processes)
+
+
+def slow_without_gpu(recipes: Sequence[Recipe]) -> list[str]:
+    """The names of recipes whose training takes days or weeks on a CPU."""
+    return list(dict.fromkeys(recipe.name for recipe in recipes if DOORS[recipe.task].wants_gpu(recipe)))
+
+
+def say_slow(recipes: Sequence[Recipe], why: str) -> None:
+    """Print a note where recipes that want a GPU are to train without, and which ones do not."""
+    if slow := slow_without_gpu(recipes):
+        smaller = DOORS[recipes[0].task].SMALL
+        print(f"note: {why}; {listed(slow, 4)} will take days to weeks ({smaller} are for CPUs)", flush=True)
 
 
 def check_place(out: Path) -> None:

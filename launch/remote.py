@@ -21,6 +21,8 @@ from medlaunch.plan import (
     read_plan,
     read_recipes,
     read_request,
+    say_slow,
+    slow_without_gpu,
     write_plan,
 )
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
@@ -88,12 +90,24 @@ def open_cluster(request: Request, known: dict[str, Any] | None = None) -> Clust
     return replace(cluster, throttle=request.throttle or cluster.throttle)
 
 
+def check_slow(recipes: Sequence[Recipe], cluster: Cluster) -> None:
+    """On nodes without GPUs: a note on what takes weeks there, or UserError where nobody wrote that they have none."""
+    where = f"partition {cluster.partition}" if cluster.partition else f"cluster {cluster.name}"
+    slow = slow_without_gpu(recipes)
+    if slow and cluster.name == HERE and os.environ.get("MEDTRAIN_ALLOW_CPU") != "1":
+        raise UserError(f"{slow[0]} wants a GPU, and {where} has none: sbatch -p PARTITION with GPUs, name a "
+                        "--cluster, or let it train on CPUs with MEDTRAIN_ALLOW_CPU=1.")  # fmt: skip
+    say_slow(recipes, f"{where} has no GPUs")
+
+
 def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missing: set[str], cluster: Cluster,
               prepare: bool) -> Jobs:  # fmt: skip
     """The jobs that are needed for the missing members."""
     request = read_request(plan)
     if not cluster.gpus_per_node and any(recipe.train.compile == "replay" for recipe in recipes):
         refuse_replay(f"nodes of {cluster.name} have no GPU")
+    if not cluster.gpus_per_node:
+        check_slow(recipes, cluster)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
     arrays = []
     time_s = 60 * (minutes(cluster.time) or 0)
@@ -107,9 +121,9 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
             calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
                      for r, f in mine]  # fmt: skip
             arrays.append(replace(array, calls=calls))
-    without = {"time": cluster.cpu_time or cluster.time, "partition": cluster.cpu_partition or cluster.partition}
-    before = Array(f"{name}-prepare", [PrepareJob(str(out))], **without, gpus=False)
-    last = Array(f"{name}-finish", [], **without, gpus=False)
+    cpu = cluster.without_gpus()
+    before = Array(f"{name}-prepare", [PrepareJob(str(out))], cpu.time, cpu.partition, gpus=False)
+    last = Array(f"{name}-finish", [], cpu.time, cpu.partition, gpus=False)
     if DOORS[plan["task"]].FINISH_ON_GPU:
         last = Array(last.name, [], cluster.time, cluster.partition)
     final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))

@@ -15,7 +15,17 @@ from medlaunch import remote
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.options import find_sweep, sweep_names
-from medlaunch.plan import PLAN, Request, check_early, check_keeps, check_place, make_plan, read_plan, write_plan
+from medlaunch.plan import (
+    PLAN,
+    Request,
+    check_early,
+    check_keeps,
+    check_place,
+    make_plan,
+    read_plan,
+    say_slow,
+    write_plan,
+)
 from medlaunch.report import read_jobs
 from medlaunch.train import open_run
 from medslurm import commands
@@ -27,6 +37,8 @@ from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
 from medtrain.settings import refuse_replay
 
+WITH_RESUME = ("resume", "cluster", "cluster_file", "time", "throttle", "max_gpu_hours", "dry_run", "follow", "every")
+
 
 def check_here(recipes: Sequence[Recipe], processes: int) -> None:
     """Refuse before anything is prepared what this machine has not."""
@@ -36,6 +48,8 @@ def check_here(recipes: Sequence[Recipe], processes: int) -> None:
         raise UserError(f"--processes {processes}: this machine shows {torch.cuda.device_count()} GPUs, one a process.")
     if not torch.cuda.is_available() and any(recipe.train.compile == "replay" for recipe in recipes):
         refuse_replay("there is no GPU")
+    if not torch.cuda.is_available():
+        say_slow(recipes, "there is no GPU here")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,7 +79,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cluster.add_argument("--resume", type=Path, metavar="DIR", help="submit what is missing in a sweep folder")
     cluster.add_argument("--follow", action="store_true", help="wait for the end and print the table")
     cluster.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="how often to look")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.resume and not options.sweep:  # it takes the rest from plan.json
+        for name, value in vars(options).items():
+            if name not in WITH_RESUME and value != parser.get_default(name):
+                told = name.replace("_", "-")
+                raise UserError(f"--resume takes what the sweep was submitted with: leave --{told} out, or name the "
+                                "sweep and its --data, too, to compare.")  # fmt: skip
+    return options
 
 
 def request_of(options: argparse.Namespace) -> Request:
@@ -105,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.resume or options.out, request, resume=bool(options.resume), dry_run=options.dry_run,
             max_gpu_hours=options.max_gpu_hours, following=options.follow, every_s=options.every,
         )  # fmt: skip
-    for name in ("dry_run", "max_gpu_hours", "follow", "time", "throttle"):
+    for name in ("dry_run", "max_gpu_hours", "follow", "time", "throttle", "cluster_file"):
         if getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')} belongs to a cluster: add --cluster NAME.")
     if request.nodes > 1:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medlaunch.forecast import add_arguments, forecast
+from medlaunch.forecast import add_arguments, forecast, refuse_without_plan
 from medlaunch.options import DOORS, find_recipe, recipe_names
 from medtrain.errors import Failed, Stopped, UserError, disk_full, exit_code, out_of_memory
 from medtrain.files import read_json, remove_leftovers, write_json, write_text
@@ -174,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.plan:
         forecast(find_recipe(options.recipe).override(options.set), options)
         return 0
+    refuse_without_plan(options)
     if options.cache is None or options.out is None:
         parser.error("the following arguments are required: --cache, --out (or --plan)")
     if options.profile < 0:

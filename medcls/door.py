@@ -18,11 +18,12 @@ TASK = "multicancer"
 Recipe = ClsRecipe
 WORDS = "scores"
 MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
+SMALL = "the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
            "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache",
-           "predict", "prepare"]  # fmt: skip
+           "predict", "prepare", "wants_gpu"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":
@@ -84,6 +85,11 @@ def expand(recipes: Sequence[ClsRecipe], source: "ImageCache | Cancers", cancers
     if len(set(chosen)) > 1 and any(recipe.data.positive for recipe in recipes):
         raise UserError("--set data.positive names a class of one cancer: choose that one with --cancers.")
     return [replace(r, data=replace(r.data, cancer=c)) for c in dict.fromkeys(chosen) for r in recipes]
+
+
+def wants_gpu(recipe: ClsRecipe) -> bool:
+    """Whether it takes days on a CPU."""
+    return recipe.data.size >= 128
 
 
 def check(recipe: ClsRecipe, cache: "ImageCache", weights: str) -> None:

@@ -14,7 +14,7 @@ from medtrain.image_cache import ImageCache
 from medtrain.sampling import Split
 
 # Bits of 256 that may differ. Recompressed, resized, brightened, flipped and turned copies of real MRIs differ by at
-# most 16, other images of the same set rarely by less than 30 (README, "Splits without leakage").
+# most 16, other images of the same set rarely by less than 30 (docs/splits.md).
 NEAR_BITS = 24
 
 

@@ -17,11 +17,12 @@ TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing, HD95 in mm"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
+SMALL = "brats_segresnet_2mm and the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
            "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache",
-           "predict", "prepare"]  # fmt: skip
+           "predict", "prepare", "wants_gpu"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":
@@ -84,14 +85,15 @@ def expand(recipes: Sequence[SegRecipe], source: Any, cancers: Sequence[str] | N
     return list(recipes)
 
 
+def wants_gpu(recipe: SegRecipe) -> bool:
+    """Whether it takes weeks on a CPU."""
+    return math.prod(recipe.data.crop) >= 96**3
+
+
 def check(recipe: SegRecipe, cache: "Cache", weights: str) -> None:
     """Refuse before anything runs what would fail in the member's job."""
-    import torch
-
     from medseg.models import build_model
 
-    if not torch.cuda.is_available() and math.prod(recipe.data.crop) >= 96**3:
-        print(f"note: there is no GPU here; {recipe.name} takes weeks on a CPU (see brats_segresnet_2mm)", flush=True)
     split = make_task(recipe, cache).split
     if not split.val and not split.test:
         raise UserError(f"{recipe.name} holds out no case to judge by: --set data.val_fraction=0.2.")

@@ -142,7 +142,8 @@ def brats_segresnet_2mm() -> SegRecipe:
     """A useful SegResNet without a GPU: 2 mm, 64^3 crops, bf16 on the CPU, 20 minutes on 2 cores.
 
     For few cases: Dice + BCE, tumour-biased crops, the fuller augmentation, averaged weights, flips at the end. It
-    trains on all cases unless `data.holdout` or `data.val_fraction` is set. Needs a cache of 2 mm. Scores: README.
+    trains on all cases unless `data.holdout` or `data.val_fraction` is set. Needs a cache of 2 mm.
+    Scores: docs/results.md.
     """
     return SegRecipe(
         name="brats_segresnet_2mm",

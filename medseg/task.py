@@ -42,7 +42,8 @@ class SegTask:
         if abs(cache.spacing_mm - recipe.data.spacing_mm) > 1e-6:
             raise UserError(
                 f"{cache.path} has spacing {cache.spacing_mm:g} mm, the recipe {recipe.data.spacing_mm:g} (0: the "
-                f"scans' own): prepare it with --spacing-mm {recipe.data.spacing_mm:g} or --set data.spacing_mm."
+                f"scans' own): prepare it with --spacing-mm {recipe.data.spacing_mm:g}, or "
+                f"--set data.spacing_mm={cache.spacing_mm:g}."
             )
         data = recipe.data
         try:

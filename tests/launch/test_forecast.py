@@ -163,3 +163,13 @@ def test_ddp_averages_gradients_meanwhile(settings: tuple[str, ...], capsys: pyt
     sets = [word for setting in settings for word in ("--set", setting)]
     assert run_main("train", "brats_segresnet", *words, *sets) == 0
     assert "ring all-reduce that overlaps with the backward pass" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("--nodes", "2"), ("--on", "cpu"), ("--ranks", "4"), ("--step-s", "0.1")])
+def test_options_of_a_plan_are_refused_for_a_training(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--cache", tmp_path / "c.h5", "--out", tmp_path / "run")
+    assert run_main("train", "brats_segresnet_demo", *paths, *words) == 2
+    assert capsys.readouterr().err == f"error: {words[0]} belongs to a plan: add --plan, or leave it out.\n"
+    assert not (tmp_path / "run").exists()

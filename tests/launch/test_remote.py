@@ -271,6 +271,9 @@ def test_refusals(
         (("sweep", "brats_demo", "--out", out), "needs its name, --data and --out"),
         (("sweep", "brats_demo", "--data", phantoms, "--out", out, "--dry-run"), "add --cluster NAME"),
         (("sweep", "brats_demo", "--data", phantoms, "--out", out, "--nodes", 2), "add --cluster NAME"),
+        (("sweep", "brats_demo", "--data", phantoms, "--out", out, "--cluster-file", "f"), "add --cluster NAME"),
+        (("sweep", "--resume", out, "--seeds", 2), "leave --seeds out"),
+        (("sweep", "--resume", out, "--set", "optim.lr=1"), "leave --set out"),
         (("sweep", "--resume", tmp_path / "none"), "no plan.json"),
         (("sweep", "cancel", tmp_path / "none"), "no plan.json"),
         (("sweep", "follow", tmp_path / "none"), "no plan.json"),
@@ -282,6 +285,38 @@ def test_refusals(
     monkeypatch.setenv("PATH", "/x")
     assert run_main(*words(slurm, phantoms, out)) == 2
     assert "is not on PATH" in capsys.readouterr().err
+
+
+def test_a_partition_without_gpus_is_refused_for_what_takes_weeks_there(
+    slurm: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sbatch slurm/brats.sh` without a partition lands on the site's default one; what was described as a cluster
+    without GPUs is meant so.
+    """
+    (slurm / "sinfo.txt").write_text("64|(null)\n")
+    for name, value in (("ID", "7"), ("PARTITION", "cpu"), ("ACCOUNT", "onc")):
+        monkeypatch.setenv(f"SLURM_JOB_{name}", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MEDTRAIN_ALLOW_CPU", raising=False)
+
+    def asked(sweep: str, *more: object) -> list[object]:
+        where = more or ("--cluster", "here")
+        return ["sweep", sweep, "--data", phantoms, "--out", tmp_path / "s", "--dry-run", *where]
+
+    assert run_main(*asked("brats")) == 2
+    error = capsys.readouterr().err
+    assert "brats_segresnet wants a GPU, and partition cpu has none: sbatch -p PARTITION" in error
+    assert error.count("\n") == 1
+    assert run_main(*asked("brats_demo")) == 0
+    assert "note:" not in capsys.readouterr().out
+    monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
+    assert run_main(*asked("brats")) == 0
+    note = "has no GPUs; brats_segresnet, brats_unetr will take days to weeks (brats_segresnet_2mm"
+    assert note in capsys.readouterr().out
+    monkeypatch.delenv("MEDTRAIN_ALLOW_CPU")
+    (tmp_path / "c.toml").write_text("[lab]\ngpus_per_node = 0\n")
+    assert run_main(*asked("brats", "--cluster", "lab", "--cluster-file", tmp_path / "c.toml")) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_another_sweep_in_the_folder_and_an_unwritable_one(

@@ -224,6 +224,12 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
     assert "no plan.json" in capsys.readouterr().err
     assert run_main("finish", out, "--weights", "validation") == 2
     assert "data.test_fraction" in capsys.readouterr().err
+    plan = json.loads((out / "plan.json").read_text())
+    asked = {**plan, "request": {**plan["request"], "weights": "validation"}}
+    (out / "plan.json").write_text(json.dumps(asked))
+    assert run_main("finish", out) == 2  # as the sweep was asked for
+    assert "data.test_fraction" in capsys.readouterr().err
+    (out / "plan.json").write_text(json.dumps(plan))
     assert run_main("sweep", "brain", "--data", phantoms, "--out", tmp_path / "s") == 2
     assert "choose brats" in capsys.readouterr().err
     arguments = ("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", "--set")
@@ -270,7 +276,16 @@ def test_a_job_that_raises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "script", ["slurm/brats.sh", "slurm/multicancer.sh", "slurm/env.sh", "tests/run.sh", ".ci/run"]
+    "script",
+    [
+        "slurm/brats.sh",
+        "slurm/multicancer.sh",
+        "slurm/env.sh",
+        "slurm/install.sh",
+        "tests/run.sh",
+        "tests/gpu.sh",
+        ".ci/run",
+    ],
 )
 def test_shell_scripts_parse(script: str) -> None:
     assert subprocess.run(["bash", "-n", str(ROOT / script)], check=False).returncode == 0
