@@ -26,29 +26,44 @@ medtrain_python() {
 }
 
 medtrain_env() {
-    local root=$1 extras=${MEDTRAIN_EXTRAS:-} venv stamp python
+    local root=$1 extras=${MEDTRAIN_EXTRAS:-} venv stamp python other
     venv=${MEDTRAIN_VENV:-$root/.venv}
     stamp=$(cat "$root/constraints.txt" "$root/setup.py" "$root/pyproject.toml" | sha256sum | cut -c1-16)
-    mkdir -p "$(dirname "$venv")"
-    exec 9>"$venv.lock"
-    flock 9 # two jobs of one checkout do not install at once
-    if ! grep -qsxF "$stamp $root" "$venv/.medtrain" || ! medtrain_has "$venv" "$extras"; then
-        python=$(medtrain_python) || return 2
-        echo "installing into $venv (once, a few minutes)"
-        "$python" -m venv "$venv" || return 1
-        "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c "$root/constraints.txt" \
-            -e "$root${extras:+[$extras]}" || return 1
-        printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"
+    if ! medtrain_has "$venv" "$stamp $root" "$extras"; then # what is there needs no lock, so others may use it, too
+        other=$(sed -n '1s/^[^ ]* //p' "$venv/.medtrain" 2>/dev/null || true)
+        if [ "$venv" != "$root/.venv" ] && [ -n "$other" ] && [ "$other" != "$root" ] && [ -f "$other/setup.py" ]; then
+            echo "error: $venv is the environment of $other: give another MEDTRAIN_VENV, or use that checkout." >&2
+            return 2
+        fi
+        mkdir -p "$(dirname "$venv")"
+        exec 9>"$venv.lock"
+        flock 9 # two jobs of one checkout do not install at once
+        if ! medtrain_has "$venv" "$stamp $root" "$extras"; then
+            # what was there stays
+            extras=$(printf '%s\n' ${extras//,/ } $(sed 1d "$venv/.medtrain" 2>/dev/null) | sort -u | paste -sd, -)
+            python=$(medtrain_python) || return 2
+            echo "installing into $venv (once, a few minutes)"
+            "$python" -m venv "$venv" || return 1
+            if ! "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c "$root/constraints.txt" \
+                -e "$root${extras:+[$extras]}"; then
+                [ -z "${SLURM_JOB_ID:-}" ] ||
+                    echo "error: this node can not install: run 'bash slurm/install.sh' on a login node first." >&2
+                return 1
+            fi
+            printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"
+        fi
+        exec 9>&-
     fi
-    exec 9>&-
     # shellcheck disable=SC1091
     . "$venv/bin/activate"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-$(nproc)}}
 }
 
+# medtrain_has VENV STAMP EXTRAS: whether all of it was installed there
 medtrain_has() {
     local extra
-    for extra in ${2//,/ }; do
+    grep -qsxF "$2" "$1/.medtrain" || return 1
+    for extra in ${3//,/ }; do
         grep -qsx "$extra" "$1/.medtrain" || return 1
     done
 }
