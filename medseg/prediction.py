@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from medseg.aside import Aside, report
+from medseg.claim import claimed
 from medseg.kept import Kept, digest, weights_of, written
 from medseg.members import load_members, predict_scan
 from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
@@ -40,24 +41,25 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
-    kept = Kept(out / KEPT.format(digest(about)), about)
-    todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]
-    if len(todo) < len(cases):
-        print(f"{len(cases) - len(todo)} of {len(cases)} scans are predicted already", flush=True)
-    for case in track(todo, len(todo), "predict"):
-        stamp = _stamp(case)
-        try:
-            predict_scan(case, members, weights, out)
-            kept.add(case.id, {}, [stamp, written(_target(case, out))])
-        except Unreadable:  # not the scan's fault
-            raise
-        except UserError as error:
-            if total == 1:
+    with claimed(out, runs, weights):
+        kept = Kept(out / KEPT.format(digest(about)), about)
+        todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]
+        if len(todo) < len(cases):
+            print(f"{len(cases) - len(todo)} of {len(cases)} scans are predicted already", flush=True)
+        for case in track(todo, len(todo), "predict"):
+            stamp = _stamp(case)
+            try:
+                predict_scan(case, members, weights, out)
+                kept.add(case.id, {}, [stamp, written(_target(case, out))])
+            except Unreadable:  # not the scan's fault
                 raise
-            aside.append((case.id, str(error)))
-            if _target(case, out).exists():
-                print(f"WARNING: {_target(case, out)} is of an earlier call", file=sys.stderr)
-    kept.path.unlink(missing_ok=True)
+            except UserError as error:
+                if total == 1:
+                    raise
+                aside.append((case.id, str(error)))
+                if _target(case, out).exists():
+                    print(f"WARNING: {_target(case, out)} is of an earlier call", file=sys.stderr)
+        kept.path.unlink(missing_ok=True)
     if place.is_dir():
         report(sorted(aside), out / LISTING, "scan")
     if len(aside) == total:

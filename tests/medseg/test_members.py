@@ -79,11 +79,14 @@ def test_a_predicted_file_scores_what_the_run_says(
         assert (scores["HD95 ET"] == ONE_EMPTY_MM) == (row.scores["HD95 ET"] == ONE_EMPTY_MM)
 
 
+MAPS = [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+
+
 def test_a_folder_and_several_members(runs: list[Path], phantoms: Path, tmp_path: Path) -> None:
     code = run_main("predict", "--members", *runs, "--image", phantoms / "imagesTr", "--out", tmp_path, "--weights",
                     1, 3)  # fmt: skip
     assert code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*MAPS, "members.json"]
 
 
 def test_a_prediction_that_was_cut_off_goes_on(
@@ -112,7 +115,7 @@ def test_a_prediction_that_was_cut_off_goes_on(
     assert run_main(*words) == 0
     assert "1 of 5 scans are predicted already" in capsys.readouterr().out
     assert calls == [*"0123", *"0134"]
-    assert sorted(path.name for path in out.iterdir()) == [f"PHANTOM_00{i}.nii.gz" for i in range(5)]
+    assert sorted(path.name for path in out.iterdir()) == [*MAPS, "members.json"]
     assert nib.load(out / "PHANTOM_000.nii.gz").shape
     assert run_main(*words) == 0  # asked for again after its end: all of them
     assert len(calls) == 8 + 5
@@ -298,7 +301,7 @@ def test_a_bad_scan_of_a_folder_does_not_stop_the_others(
         f"set aside: {name}: {scans / name}.nii.gz" for name in "ac"
     ]
     assert f"2 scans set aside, listed in {out / 'set_aside.csv'}" in told.err
-    assert sorted(path.name for path in out.iterdir()) == ["b.nii.gz", "d.nii.gz", "set_aside.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["b.nii.gz", "d.nii.gz", "members.json", "set_aside.csv"]
     with open(out / "set_aside.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows] == ["case", "a", "c"]
@@ -306,7 +309,9 @@ def test_a_bad_scan_of_a_folder_does_not_stop_the_others(
     for name in "ac":
         (scans / f"{name}.nii.gz").write_bytes(good)
     assert run_main(*arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == [f"{name}.nii.gz" for name in "abcd"]
+    assert sorted(path.name for path in out.iterdir()) == [*(f"{name}.nii.gz" for name in "abcd"), "members.json"]
+    assert run_main("predict", "--members", runs[1], *arguments[3:]) == 2
+    assert f"error: {out} holds label maps of other members" in capsys.readouterr().err
 
 
 def test_a_folder_of_bad_scans_only_is_an_error(
