@@ -255,6 +255,7 @@ class Engine:
 
     def _validate(self, tracker: Tracker) -> None:
         """Score the validation cases and keep the weights if they are the best so far."""
+        distributed.meet()
         if not self.split.val:  # nothing to choose by: the newest weights are the best
             self._save_best(None)
             return
