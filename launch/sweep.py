@@ -58,7 +58,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sweep", nargs="?", help=f"one of {', '.join(sweep_names())}")
     parser.add_argument("--data", type=Path, help="MSD or BraTS folder, or Multi Cancer folder")
     parser.add_argument("--out", type=Path, help="sweep folder; one found there goes on")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override in every recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field in every recipe"
+    )
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these of the sweep's models")
     parser.add_argument("--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe")
     parser.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds")
@@ -67,7 +69,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cancers", nargs="+", default=[], metavar="NAME", help="of images: only these (default: all)")
     parser.add_argument("--weights", choices=("equal", "validation"), default="equal", help="of the scans' ensemble")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare")
-    parser.add_argument("--processes", type=int, default=1, help="processes that train a member on a node, one a GPU")
+    parser.add_argument("--processes", type=int, default=1, help="of a member on a node, one a GPU (default: 1)")
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--cluster", default="", metavar="NAME", help='of the cluster file; "here" inside a batch job')
     cluster.add_argument("--cluster-file", default="", metavar="FILE", help="default: ~/.config/medtrain/clusters.toml")

@@ -166,7 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}")
     parser.add_argument("--cache", type=Path, help="HDF5 cache made by launch/prepare.py")
     parser.add_argument("--out", type=Path, help="run folder; a run found there goes on")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe field")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the recipe"
+    )
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="record steps with torch's profiler")
     add_arguments(parser)
     options = parser.parse_args(argv)

@@ -84,9 +84,17 @@ def from_names(names: Mapping[str, str]) -> LabelMap | None:
             found["core"] = int(code)
         elif "enhanc" in text or text in ("et", "at"):
             found["enhancing"] = int(code)
-    if len(found) != 3 or len(set(found.values())) != 3 or not all(1 <= code <= 255 for code in found.values()):
+    if len(found) != 3:
+        return None
+    return from_codes(**found)
+
+
+def from_codes(edema: int, core: int, enhancing: int) -> LabelMap | None:
+    """The label map of three codes, by its name where it is known; None where they can be none."""
+    codes = (edema, core, enhancing)
+    if len(set(codes)) != 3 or not all(1 <= code <= 255 for code in codes):
         return None  # labels are stored as bytes, and 0 is what is no tumour
     for known in KNOWN.values():
-        if (known.edema, known.core, known.enhancing) == (found["edema"], found["core"], found["enhancing"]):
+        if (known.edema, known.core, known.enhancing) == codes:
             return known
-    return LabelMap("dataset", **found)
+    return LabelMap("dataset", *codes)

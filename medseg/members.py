@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from medseg import infer, models
+from medseg.cases import CaseFiles
 from medseg.findings import NO_BRAIN, is_whole_head
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
-from medseg.msd import CaseFiles, Scan, read_scan
+from medseg.msd import Scan, read_scan
 from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medtrain import checkpoint

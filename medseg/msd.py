@@ -1,24 +1,24 @@
-"""Read data sets: an MSD folder (dataset.json) or BraTS case folders; check what can be checked before any work.
+"""Read data sets: an MSD folder (dataset.json), nnU-Net's raw form, or BraTS case folders; check what can be checked
+before any work.
 
 Legend of shapes: C channels, X Y Z the file's voxel axes.
 """
 
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medseg import nnunet
+from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, channel_of, refuse_twins, stay_inside, usable
 from medseg.labels import KNOWN, LabelMap, from_names
 from medseg.nifti import read_nifti
 from medtrain.errors import UserError
-from medtrain.files import leaves, parse_json
-from medtrain.wording import listed, plain, shown
+from medtrain.files import parse_json
+from medtrain.wording import listed, shown
 
-CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
 # File endings of BraTS case folders (up to 2021, and from 2023), in the order of CHANNELS.
 ENDINGS = {
     "FLAIR": ("_flair", "-t2f"),
@@ -27,22 +27,6 @@ ENDINGS = {
     "T2w": ("_t2", "-t2w"),
     "label": ("_seg", "-seg"),
 }
-SUFFIXES = (".nii.gz", ".nii")
-SPELLINGS = {
-    "FLAIR": ("flair", "t2flair", "t2f"),
-    "T1w": ("t1", "t1w", "t1n"),
-    "T1Gd": ("t1gd", "t1ce", "t1c", "t1wgd", "gdt1w", "t1post"),
-    "T2w": ("t2", "t2w"),
-}
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """One case: a 4D file or four 3D files in the order of CHANNELS, and its label if there is one."""
-
-    id: str
-    images: tuple[Path, ...]
-    label: Path | None
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,6 @@ class Scan:
     label_XYZ: np.ndarray | None
     affine: np.ndarray
     header: bytes
-
-
-def patient_of(case: str) -> str:
-    """Whose scan a case is by BraTS 2023's names: `BraTS-GLI-00005-001` is one of patient 00005. Else its own name."""
-    found = re.fullmatch(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+", case)
-    return found[1] if found else case
 
 
 def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
@@ -95,6 +73,8 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
     where = folder / "dataset.json"
     try:
         listing = parse_json(where)
+        if nnunet.is_raw(listing):
+            return _read_nnunet(folder, listing, label_map)
         entries = [(_text(entry["image"]), _text(entry["label"])) for entry in listing["training"]]
         modality = listing.get("modality") or listing["channel_names"]
         names = {str(code): str(words) for code, words in listing["labels"].items()}
@@ -109,7 +89,17 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
     if not entries:
         raise UserError(f"{where} lists no training case: give a data set with labelled cases.")
     cases = [_msd_case(folder, where, image, label) for image, label in entries]
-    _refuse_twins(cases, where)
+    refuse_twins(cases, where)
+    return Dataset(folder, known, tuple(cases))
+
+
+def _read_nnunet(folder: Path, listing: dict[str, Any], label_map: str) -> Dataset:
+    known = nnunet.label_map(listing) if label_map == "auto" else KNOWN[label_map]
+    if known is None:
+        where, words = folder / "dataset.json", shown(listing.get("labels"), 120)
+        raise UserError(f"{where}: labels {words} do not tell edema, non-enhancing and enhancing: give --label-map.")
+    cases = nnunet.labelled_cases(folder, listing)
+    refuse_twins(cases, folder)
     return Dataset(folder, known, tuple(cases))
 
 
@@ -125,7 +115,7 @@ def _check_channels(where: Path, modality: Any) -> None:
     if len(listed) != len(CHANNELS):
         raise UserError(f"{where} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
     for name, wanted in zip(listed, CHANNELS, strict=True):
-        if name.lower().replace("-", "").replace("_", "") not in SPELLINGS[wanted]:
+        if channel_of(name) != wanted:
             raise UserError(
                 f"{where} has channel {shown(name, 40)!r} where {wanted} belongs: order them {', '.join(CHANNELS)}."
             )
@@ -144,39 +134,8 @@ def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
             raise UserError(
                 f"{shown(folder / path, 200)} is listed in dataset.json but is not there: restore it or drop the entry."
             )
-        _stay_inside(folder, target)
+        stay_inside(folder, target)
     return CaseFiles(case_id(folder / image), (folder / image,), folder / label)
-
-
-def _stay_inside(folder: Path, path: Path) -> None:
-    if leaves(folder, path):
-        raise UserError(
-            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
-            "MEDTRAIN_FOLLOW_LINKS=1."
-        )
-
-
-def case_id(path: Path) -> str:
-    """A file's name without .nii or .nii.gz."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return _usable(path.name.removesuffix(suffix), path)
-    raise UserError(f"{shown(path)} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
-
-
-def _usable(name: str, path: Path) -> str:
-    """A case's name is a file's, a group's in the cache and a line's in tables."""
-    if name in ("", ".", "..") or not plain(name):
-        raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
-    return name
-
-
-def _refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
-    seen: dict[str, CaseFiles] = {}
-    for case in cases:
-        if case.id in seen:
-            raise UserError(f"{where} has two cases named {shown(case.id)}: rename or remove one.")
-        seen[case.id] = case
 
 
 def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
@@ -195,11 +154,11 @@ def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) 
                 if role in found:
                     raise UserError(f"{path.parent} holds two {role} files: give every case a folder of its own.")
                 found[role] = path
-                _stay_inside(folder, path)
+                stay_inside(folder, path)
     cases = []
     for place, found in sorted(by_folder.items()):
         missing = [channel for channel in CHANNELS if channel not in found]
-        name = _usable(place.resolve().name, place)
+        name = usable(place.resolve().name, place)
         if missing:
             reason = f"{place} has no {missing[0]} file: add it or take the folder out."
             if aside is None:
@@ -207,7 +166,7 @@ def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) 
             aside.append((name, reason))
             continue
         cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
-    _refuse_twins(cases, folder)
+    refuse_twins(cases, folder)
     return cases
 
 

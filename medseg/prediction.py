@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from medseg import nnunet
 from medseg.aside import Aside, report
+from medseg.cases import SUFFIXES, CaseFiles, case_id
 from medseg.claim import claimed
 from medseg.kept import Kept, digest, weights_of, written
 from medseg.members import load_members, predict_scan
-from medseg.msd import SUFFIXES, CaseFiles, case_id, find_case_folders
+from medseg.msd import find_case_folders
 from medseg.nifti import Unreadable
 from medtrain.errors import UserError
 from medtrain.files import owner_of
@@ -78,7 +80,8 @@ def _target(case: CaseFiles, out: Path) -> Path:
 
 
 def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles]:
-    """The scans a path names: one 4D file, a folder of them (or its imagesTs), or BraTS case folders.
+    """The scans a path names: one 4D file, a folder of them (or its imagesTs), nnU-Net's files of a channel each, or
+    BraTS case folders.
 
     Case folders that lack a channel go into `aside` where that is given, unless they are all there is.
     """
@@ -90,6 +93,7 @@ def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles
         files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES))
         whole = [path for path in files if not path.name.startswith(".")]
         cases = _case_folders(folder, aside) if folder == place else []
+        cases = cases or nnunet.scans(folder, aside)
         if cases:
             return cases
         if whole:

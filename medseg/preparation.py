@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg.aside import Aside, listing_of, report
+from medseg.cases import CHANNELS, CaseFiles
 from medseg.geometry import (
     Grid,
     bounding_box,
@@ -29,7 +30,7 @@ from medseg.geometry import (
     to_canonical,
 )
 from medseg.labels import LabelMap
-from medseg.msd import CHANNELS, CaseFiles, Dataset, Scan, read_dataset, read_scan
+from medseg.msd import Dataset, Scan, read_dataset, read_scan
 from medseg.nifti import MOST_VOXELS, Unreadable
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError

@@ -13,11 +13,11 @@ from torch import nn
 from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
+from medseg.cases import CHANNELS, patient_of
 from medseg.figures import overlay
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
 from medseg.labels import KNOWN, LabelMap
-from medseg.msd import CHANNELS, patient_of
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache, check_preparation

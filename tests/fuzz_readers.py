@@ -59,7 +59,17 @@ def _packed_scans(folder: Path) -> list[bytes]:
 
 @cache
 def _data(folder: Path) -> Path:
-    return msd_folder(folder / "data")
+    data = msd_folder(folder / "data")
+    for path in sorted((data / "labelsTr").iterdir()):  # the same as nnU-Net has it; nobody reads its voxels
+        for number in range(4):
+            (data / "imagesTr" / path.name.replace(".nii", f"_{number:04d}.nii")).write_bytes(path.read_bytes())
+    return data
+
+
+NNUNET = json.dumps({
+    "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}, "file_ending": ".nii.gz", "numTraining": 1,
+    "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3},
+}).encode()  # fmt: skip
 
 
 def _listing(folder: Path, content: bytes) -> object:
@@ -173,7 +183,7 @@ comment = "x"
 READERS: dict[str, Reader] = {
     "nifti": Reader(scans, lambda folder, content: read_nifti(_put(folder, "x.nii", content))),
     "nifti_gz": Reader(_packed_scans, lambda folder, content: read_nifti(_put(folder, "x.nii.gz", content))),
-    "listing": Reader(lambda folder: [json.dumps(listing()).encode()], _listing),
+    "listing": Reader(lambda folder: [json.dumps(listing()).encode(), NNUNET], _listing),
     "volumes": Reader(volume_cache, _volumes, apart=True),
     "images": Reader(image_cache, _images, apart=True),
     "pictures": Reader(pictures, lambda folder, content: images.usable(content), (images.BadImage,)),

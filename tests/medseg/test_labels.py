@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from medseg.cases import patient_of
 from medseg.labels import KNOWN, LabelMap, from_names
-from medseg.msd import patient_of
 
 
 def test_msd_regions() -> None:

@@ -17,11 +17,12 @@ from launch_helpers import run_main
 
 from medlaunch.train import run
 from medseg import infer, prediction
+from medseg.cases import CaseFiles
 from medseg.geometry import Grid
 from medseg.labels import KNOWN
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import ONE_EMPTY_MM, score_case
-from medseg.msd import CaseFiles, read_scan
+from medseg.msd import read_scan
 from medseg.preparation import Preparation, prepare_case, prepare_dataset
 from medseg.recipes import SegRecipe
 from medseg.task import SegTask

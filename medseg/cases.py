@@ -1,0 +1,73 @@
+"""Cases as files: their names and channels, whatever form a data set has."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtrain.errors import UserError
+from medtrain.files import leaves
+from medtrain.wording import plain, shown
+
+CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
+SUFFIXES = (".nii.gz", ".nii")
+SPELLINGS = {
+    "FLAIR": ("flair", "t2flair", "t2f"),
+    "T1w": ("t1", "t1w", "t1n"),
+    "T1Gd": ("t1gd", "t1ce", "t1c", "t1wgd", "gdt1w", "t1post"),
+    "T2w": ("t2", "t2w"),
+}
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One case: a 4D file or four 3D files in the order of CHANNELS, and its label if there is one."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+def channel_of(name: str) -> str:
+    """Which of CHANNELS a data set means by a name of its own; "" for none."""
+    plainly = name.lower().replace("-", "").replace("_", "")
+    return next((channel for channel, spellings in SPELLINGS.items() if plainly in spellings), "")
+
+
+def patient_of(case: str) -> str:
+    """Whose scan a case is by BraTS 2023's names: `BraTS-GLI-00005-001` is one of patient 00005. Else its own name."""
+    found = re.fullmatch(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+", case)
+    return found[1] if found else case
+
+
+def stay_inside(folder: Path, path: Path) -> None:
+    """UserError where links lead out of the data folder."""
+    if leaves(folder, path):
+        raise UserError(
+            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
+            "MEDTRAIN_FOLLOW_LINKS=1."
+        )
+
+
+def case_id(path: Path) -> str:
+    """A file's name without .nii or .nii.gz."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return usable(path.name.removesuffix(suffix), path)
+    raise UserError(f"{shown(path)} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
+
+
+def usable(name: str, path: Path) -> str:
+    """A case's name, a file's, a cache group's and a table row's; UserError for what can be none."""
+    if name in ("", ".", "..") or not plain(name):
+        raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
+    return name
+
+
+def refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
+    """UserError where two cases have one name."""
+    seen: dict[str, CaseFiles] = {}
+    for case in cases:
+        if case.id in seen:
+            raise UserError(f"{where} has two cases named {shown(case.id)}: rename or remove one.")
+        seen[case.id] = case
