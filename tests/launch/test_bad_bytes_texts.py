@@ -118,7 +118,7 @@ CLUSTERS: dict[str, tuple[Change, str]] = {
     "not UTF-8": (text(b'[lab]\npartition = "\xff"\n'), "not TOML"),
     "nested": (text(f"[lab]\nmodules = {nested(99999)}\n"), "not TOML"),
     "a number of 10000 digits": (text(f"[lab]\nthrottle = {'9' * 10000}\n"), "not TOML"),
-    "200 MB": (lambda path: (path.write_text(""), os.truncate(path, 200 << 20)), "not TOML"),
+    "200 MB": (lambda path: (path.write_text(""), os.truncate(path, 200 << 20)), "has more than 4 MB"),
     "twice the same key": (text('[lab]\npartition = "a"\npartition = "b"\n'), "not TOML"),
     "no table": (text("lab = 3\n"), "no table"),
     "a list of tables": (text("[[lab]]\n"), "no table"),
