@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch.jobs import FinishJob
+from medlaunch.options import DOORS
 from medlaunch.plan import read_plan, read_request
-from medtrain.errors import exit_code
+from medtrain.errors import UserError, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", choices=("equal", "validation"),
                         help="of the scans' ensemble (default: as the sweep was asked for)")  # fmt: skip
     options = parser.parse_args(argv)
-    weights = options.weights or read_request(read_plan(options.sweep)).weights
+    plan = read_plan(options.sweep)
+    if options.weights and "weights" in DOORS[plan["task"]].UNUSED:
+        raise UserError("--weights is for sweeps of scans: this one has a table of every weighting.")
+    weights = options.weights or read_request(plan).weights
     missing = FinishJob(str(options.sweep), weights)()
     print((options.sweep / "table.md").read_text(encoding="utf-8"))
     return 3 if missing else 0

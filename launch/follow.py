@@ -40,7 +40,7 @@ def follow(out: Path, every_s: float = 10.0) -> int:
         told: dict[str, Any] = read_json(path) if path.is_file() else {}
         if told.get("job") == final:
             break
-        blind = any("squeue" in note.split(" ", 1)[0] for note in notes)
+        blind = any(note.startswith(commands.SILENT) for note in notes)
         ended = not blind and not (final in states and states[final].active)
         gone_since = (gone_since or time.monotonic()) if ended else None
         if gone_since and time.monotonic() - gone_since > GRACE_S:

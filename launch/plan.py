@@ -61,7 +61,11 @@ class Request:
 
 def check_early(recipes: Sequence[Recipe], request: Request) -> None:
     """Refuse what needs no data to be seen, before hours of preparation or of waiting in a queue."""
-    find_sweep(request.sweep).check_early(recipes)
+    door = find_sweep(request.sweep)
+    for name, default in door.UNUSED.items():
+        if getattr(request, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} means nothing for {request.sweep}: leave it out.")
+    door.check_early(recipes)
     for recipe in recipes:
         check_settings(recipe, request.nodes * request.processes)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 
 from medcls.recipes import ClsModel, ClsRecipe
+from medtrain import checkpoint
 from medtrain.errors import UserError
 from medtrain.files import replacing
 from medtrain.strategy import Group
+from medtrain.trained import check_tensors
 
 NAMES = ("densenet201", "mobilenetv3_small_100", "resnetv2_50", "vgg19")
 
@@ -88,13 +91,18 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
             content: Any = load_file(path)
         else:
+            if zipfile.is_zipfile(path):  # torch compares no checksum, and its files of old have none
+                checkpoint.check(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path} is not a file of weights ({type(error).__name__}): {remedy}.") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path} holds no tensors by name: {remedy}.")
+    check_tensors(path, content)
     return content
 
 

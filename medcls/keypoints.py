@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from scipy import sparse
+from scipy.cluster.hierarchy import DisjointSet
 
 POINTS = 160  # at most, of one image
 SIDE = 256  # pixels of the square that they are found in
@@ -51,25 +52,17 @@ def copy_pairs(places_N2P2: np.ndarray, descriptors_N2P32: np.ndarray) -> np.nda
 
     Work grows with N, not with its square.
     """
-    count = len(places_N2P2)
-    group = np.arange(count)
+    joined = DisjointSet(range(len(places_N2P2)))
     found = []
     for i, others in enumerate(_candidates(places_N2P2, descriptors_N2P32)):
-        for j in others:
-            if _root(group, i) == _root(group, j):
+        for j in others.tolist():
+            if joined.connected(i, j):
                 continue
             sides = ((places_N2P2[i, side], descriptors_N2P32[i, side]) for side in range(2))
             if any(agreement(*side, places_N2P2[j, 0], descriptors_N2P32[j, 0]) >= INLIERS for side in sides):
-                group[_root(group, i)] = _root(group, j)
+                joined.merge(i, j)
                 found.append((min(i, j), max(i, j)))
     return np.array(sorted(found), np.int64).reshape(-1, 2)
-
-
-def _root(group: np.ndarray, n: int) -> int:
-    while group[n] != n:
-        group[n] = group[group[n]]
-        n = int(group[n])
-    return n
 
 
 def agreement(places_P2: np.ndarray, descriptors_P32: np.ndarray, others_P2: np.ndarray,

@@ -70,6 +70,10 @@ class _InMemory:
     encoded: Sequence[bytes]
     sizes: Sequence[tuple[int, int]]
 
+    def case_at(self, number: int) -> str:
+        """Which image a sample is of."""
+        return f"image {number % len(self.encoded) + 1}"
+
     def __call__(self, info: object) -> tuple[np.ndarray, ...]:
         n = info.idx_in_epoch % len(self.encoded)  # type: ignore[attr-defined]
         nothing = np.zeros(1, np.int64)

@@ -243,4 +243,5 @@ def example(recipe: ClsRecipe, batch: int, device: torch.device) -> Example:
         inputs=torch.zeros((batch, 3, recipe.data.size, recipe.data.size), device=device),
         target=torch.zeros(batch, dtype=torch.int64, device=device),
         loss=lambda outputs, target: functional.cross_entropy(outputs, target, label_smoothing=recipe.smoothing),
+        recomputes=recipe.train.recompute,
     )

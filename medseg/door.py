@@ -17,12 +17,13 @@ TASK = "brats"
 Recipe = SegRecipe
 WORDS = "Dice on the original spacing, HD95 in mm"
 MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
+UNUSED = {"cancers": ()}  # options of a sweep that mean nothing here, and their defaults
 SMALL = "brats_segresnet_2mm and the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "WORDS", "Recipe", "check",
-           "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task", "open_cache",
-           "predict", "prepare", "wants_gpu"]  # fmt: skip
+__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "UNUSED", "WORDS", "Recipe",
+           "check", "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task",
+           "open_cache", "predict", "prepare", "wants_gpu"]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":
@@ -80,8 +81,6 @@ def look(data: Path, label_map: str) -> None:
 
 def expand(recipes: Sequence[SegRecipe], source: Any, cancers: Sequence[str] | None) -> list[SegRecipe]:
     """The sweep's members: one a recipe."""
-    if cancers:
-        raise UserError("--cancers belongs to the sweeps of images: leave it out.")
     return list(recipes)
 
 

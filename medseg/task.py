@@ -214,4 +214,5 @@ def example(recipe: SegRecipe, batch: int, device: torch.device, kernels: Impl =
         inputs=torch.zeros((batch, len(CHANNELS), *side), device=device),
         target=torch.zeros((batch, *side), dtype=torch.uint8, device=device),
         loss=lambda outputs, label: losses.supervised_loss(outputs, label, KNOWN["msd"], recipe.loss, kernels),
+        recomputes=recipe.train.recompute,
     )

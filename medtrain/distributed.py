@@ -201,18 +201,24 @@ def meet() -> None:
         anywhere(False)
 
 
+def _destroy() -> None:
+    global _hosts, _pulses
+    dist.destroy_process_group()
+    _hosts = _pulses = None
+
+
 def leave() -> None:
     """Leave the process group where other ranks may still wait in it: NCCL would wait for them, and they learn of the
     end by that of this process.
     """
     if dist.is_initialized() and dist.get_backend() != "nccl":
-        dist.destroy_process_group()
+        _destroy()
 
 
 def finish() -> None:
     """Leave the process group, as every rank does."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        _destroy()
         # gloo's threads drop what a compiled step left with them, for which they need the interpreter: where it ended
         # first, they would bring the process down
         time.sleep(0.05)

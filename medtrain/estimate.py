@@ -1,6 +1,7 @@
 """What a step will need, told before the first one: a step is traced with tensors that have shapes and no bytes."""
 
 import gc
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -31,13 +32,14 @@ CUDA_CONTEXT = 0.6e9  # bytes that a process takes of a GPU before its first ten
 @dataclass(frozen=True)
 class Example:
     """A step without data: a network in training, a batch of inputs and targets, the loss of float32 outputs and
-    targets.
+    targets; whether the network computes activations again in the backward pass.
     """
 
     model: nn.Module
     inputs: torch.Tensor
     target: torch.Tensor
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    recomputes: bool = False
 
     def without_bytes(self, mode: FakeTensorMode) -> "Example":
         """The same with tensors that have shapes only; changes the network."""
@@ -89,9 +91,9 @@ class _Live(TorchDispatchMode):
 
     twice = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, recomputes: bool) -> None:
         super().__init__()
-        self.recomputes = any("forward" in vars(module) for module in network.modules())
+        self.recomputes = recomputes
         self.now = self.most = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
         self._known = {t.untyped_storage()._cdata: 0 for t in (*network.parameters(), *network.buffers())}
 
@@ -155,7 +157,7 @@ def _traced(make: Make, batch: int, place: Place) -> tuple[tuple[int, int], floa
         for module in example.model.modules():
             if isinstance(module, UPCAST):
                 _upcast(module)
-    with mode, _Live(example.model) as live, FlopCounterMode(display=False) as counter:
+    with mode, _Live(example.model, example.recomputes) as live, FlopCounterMode(display=False) as counter:
         with torch.autocast(device, DTYPES[place.precision], enabled=low):
             outputs = example.model(example.inputs)
         loss = example.loss(outputs.float(), example.target)
@@ -199,7 +201,7 @@ def process_bytes(place: Place) -> float:
     if place.gpu:
         return CUDA_CONTEXT
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return float(pages * 4096)
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def memory_bytes(device: torch.device) -> float:

@@ -5,9 +5,9 @@ Legend of shapes: B samples of one rank's micro-batch, C channels, D H W voxels.
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -131,11 +131,20 @@ class Loader:
 TOLD = re.compile(r"<case (.*?)> (.*?) </case>", re.DOTALL)
 
 
+class Source(Protocol):
+    """What gives DALI its samples: arrays, by DALI's SampleInfo."""
+
+    def __call__(self, info: Any) -> tuple[np.ndarray, ...]: ...
+
+    def case_at(self, number: int) -> str:
+        """The case that the sample of this number is of, for messages."""
+
+
 @dataclass
 class Told:
     """A source whose errors name the case."""
 
-    source: Any
+    source: Source
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
         try:
@@ -164,7 +173,7 @@ class VolumeLoader(Loader):
 
     def __init__(
         self,
-        source: Callable[[Any], tuple[Any, ...]],
+        source: Source,
         *,
         batch: int,
         channels: int,
@@ -303,7 +312,7 @@ class ImageLoader(Loader):
 
     def __init__(
         self,
-        source: Callable[[Any], tuple[Any, ...]],
+        source: Source,
         *,
         batch: int,
         size: int,

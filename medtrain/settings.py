@@ -28,6 +28,10 @@ def check_settings(recipe: Recipe, world: int) -> None:
     if train.strategy == "single" and world > 1:
         raise UserError(f"train.strategy=single can not use {world} processes: take auto or ddp.")
     deepspeed_settings(train)
+    if train.strategy != "deepspeed":
+        for name in ("zero", "offload", "deepspeed"):
+            if getattr(train, name) != getattr(Train(), name):
+                raise UserError(f"train.{name} is DeepSpeed's: --set train.strategy=deepspeed, or leave it as it is.")
     if train.strategy == "deepspeed":
         check_deepspeed(recipe, train.precision)
         configuration(recipe, world, train.precision)

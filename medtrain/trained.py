@@ -18,9 +18,14 @@ def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
     for name, kind in {"model": dict, "recipe": str, "preparation": dict, **kinds}.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is a checkpoint of another task or version ({name}): name a run of this task.")
-    for name, tensor in content["model"].items():
+    check_tensors(path, content["model"])
+    return path, content
+
+
+def check_tensors(path: Path, tensors: dict[Any, Any]) -> None:
+    """Raise UserError unless these, from a file, are finite tensors by name."""
+    for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise UserError(f"{path} holds no tensors by name: remove it or copy it again.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path} holds weights that are no numbers: train it again with a lower optim.lr.")
-    return path, content

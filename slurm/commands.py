@@ -13,6 +13,7 @@ PATIENCE_S = 60
 ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
           "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED"}  # fmt: skip
 UNREACHABLE = re.compile("unable to contact|connection refused|socket timed out|unexpected message|communication", re.I)
+SILENT = "squeue does not answer"  # how the note of it begins
 
 
 class ClusterError(Exception):
@@ -111,7 +112,7 @@ def _queue(ids: Sequence[str], patience_s: float) -> dict[str, JobState]:
         return {}
     done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"], patience_s)
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise ClusterError(f"squeue does not answer ({words_of(done)}): try again when the controller is back.")
+        raise ClusterError(f"{SILENT} ({words_of(done)}): try again when the controller is back.")
     return _parsed(done.stdout, ("id", "state", "reason", "node"))
 
 

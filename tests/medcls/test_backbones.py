@@ -73,7 +73,13 @@ def test_what_does_not_fit_is_named(thousand: Path, tmp_path: Path) -> None:
     torch.save({k: v for k, v in given.items() if k != "conv_stem.weight"}, tmp_path / "short.pt")
     torch.save({**given, "more": torch.ones(1)}, tmp_path / "more.pt")
     torch.save({**given, "conv_stem.weight": torch.ones(16, 1, 3, 3)}, tmp_path / "shape.pt")
+    torch.save({**given, "conv_stem.weight": given["conv_stem.weight"] * torch.nan}, tmp_path / "nan.pt")
+    torch.save(given, tmp_path / "bit.pt")
+    content = bytearray((tmp_path / "bit.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of a tensor
+    (tmp_path / "bit.pt").write_bytes(content)
     for name, words in [
+        ("nan.pt", "no numbers"), ("bit.pt", "is damaged"),
         ("text.pt", "not a file of weights"), ("text.safetensors", "not a file of weights"),
         ("list.pt", "holds no tensors"), ("evil.pt", "not a file of weights"),
         ("short.pt", "conv_stem.weight is missing"), ("more.pt", "more is unknown"),

@@ -26,11 +26,15 @@ CPU = Ranks(0, 1, 0, torch.device("cpu"))
 Tiny = Callable[..., SegRecipe]
 
 
-def test_precision_is_the_recipes_or_the_hardwares(tiny: Tiny) -> None:
+def test_precision_is_the_recipes_or_the_hardwares(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision_for(tiny("train.precision=fp32"), CPU.device) == "fp32"
     assert precision_for(tiny("train.precision=bf16"), CPU.device) == "bf16"
-    has = torch.cpu._is_avx512_bf16_supported()
-    assert precision_for(tiny("train.precision=auto"), CPU.device) == ("bf16" if has else "fp32")
+    for capability, has, wanted in (
+        ("AVX512", True, "bf16"), ("AVX512", False, "fp32"), ("AVX2", True, "fp32"), ("AVX2", False, "fp32")
+    ):  # fmt: skip
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda found=capability: found)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda found=has: found)
+        assert precision_for(tiny("train.precision=auto"), CPU.device) == wanted
     with pytest.raises(UserError, match="needs a GPU"):
         precision_for(tiny("train.precision=fp16"), CPU.device)
 
