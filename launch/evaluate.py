@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--data", type=Path, help="labelled data set in MSD or BraTS form")
     source.add_argument("--cache", type=Path, help="the same, made by launch/prepare.py as the members' own data was")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--label-map", default="auto", help="of --data: auto, msd, legacy, brats18 or brats23")
+    parser.add_argument("--label-map", default="auto", help="of --data (default: auto; see prepare.py)")
     options = parser.parse_args(argv)
     if options.cache and options.label_map != "auto":
         raise UserError(f"--label-map belongs to --data, {options.cache} tells its own: leave it out.")

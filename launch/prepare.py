@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--data", type=Path, required=True, help="folder of dataset.json, or of BraTS case folders")
     command.add_argument("--out", type=Path, required=True, help="cache file to write (.h5)")
     command.add_argument("--spacing-mm", type=float, default=0.0, help="resample to this spacing (default: keep)")
-    command.add_argument("--label-map", default="auto", help="auto, msd, legacy, brats18 or brats23")
+    command.add_argument("--label-map", default="auto", help="auto, msd, legacy, brats18, brats23, brats24, brats24ped")
     command.add_argument("--strict", action="store_true", help="stop at a case that can not be used")
     command.add_argument("--compressed", action="store_true", help="smaller file, slower patches")
     command.add_argument("--workers", **workers)

@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these of the sweep's models")
     parser.add_argument("--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe")
     parser.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds")
-    parser.add_argument("--label-map", default="auto", help="of scans: auto, msd, legacy, brats18 or brats23")
+    parser.add_argument("--label-map", default="auto", help="of scans (default: auto; see prepare.py)")
     parser.add_argument("--strict", action="store_true", help="stop at a scan or image that can not be used")
     parser.add_argument("--cancers", nargs="+", default=[], metavar="NAME", help="of images: only these (default: all)")
     parser.add_argument("--weights", choices=("equal", "validation"), default="equal", help="of the scans' ensemble")

@@ -16,12 +16,12 @@ NAME = "members.json"
 
 
 @contextmanager
-def claimed(out: Path, runs: Sequence[Path], weights: Sequence[float]) -> Iterator[None]:
-    """Label maps written inside are those of these members: `members.json` in `out` says so from now on, unless none
-    comes of it. Raises UserError where that file names others, also of a call that runs at the same time.
+def claimed(out: Path, runs: Sequence[Path], weights: Sequence[float], codes: str = "") -> Iterator[None]:
+    """Label maps written inside are those of these members, in `codes`: `members.json` in `out` says so from now on,
+    unless none comes of it. Raises UserError where that file names others, also of a call that runs at the same time.
     """
     fresh = not out.exists()
-    told = {"members": [run.name for run in runs], "weights": list(weights)}
+    told = {"members": [run.name for run in runs], "weights": list(weights), "codes": codes}
     told["key"] = digest([told, [_trained(run) for run in runs]])
     first = _write_first(out / NAME, told)
     if not first and read_json(out / NAME).get("key") != told["key"]:

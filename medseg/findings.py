@@ -20,6 +20,7 @@ NO_BRAIN = (
 
 def report_scans(path: Path) -> None:
     """Everything that is odd about a cache's scans."""
+    report_tissues(path)
     report_enhancement(path)
     report_spacing(path)
     report_heads(path)
@@ -60,6 +61,20 @@ def report_spacing(path: Path) -> bool:
         flush=True,
     )
     return True
+
+
+def report_tissues(path: Path) -> list[str]:
+    """Warn on stderr of the tissues of the label map that no case has; returns them."""
+    cache = Cache(path)
+    codes = {role: cache.labels[role] for role in ("edema", "core", "enhancing")}
+    lacking = [role for role, code in codes.items()
+               if not any(len(cache.read(case, f"voxels_{code}")) for case in cache.ids)]  # fmt: skip
+    name = cache.labels["name"]
+    cache.close()
+    if lacking:
+        told = ", ".join(f"{role} (code {codes[role]})" for role in lacking)
+        print(f"WARNING: under label map {name} no case has {told}: is it right (--label-map)?", file=sys.stderr)
+    return lacking
 
 
 def report_enhancement(path: Path) -> list[str]:

@@ -29,6 +29,10 @@ class LabelMap:
             "ET": (self.enhancing,),
         }[region]
 
+    def in_words(self) -> str:
+        """The codes as a person reads them."""
+        return f"{self.edema} oedema, {self.core} core, {self.enhancing} enhancing; {self.name}"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, for caches, checkpoints and tables."""
         return asdict(self)
@@ -68,25 +72,37 @@ KNOWN = {
     "legacy": LabelMap("legacy", edema=1, core=3, enhancing=2),
     "brats18": LabelMap("brats18", edema=2, core=1, enhancing=4),
     "brats23": LabelMap("brats23", edema=2, core=1, enhancing=3),
+    "brats24": LabelMap("brats24", edema=2, core=1, enhancing=3),
+    "brats24ped": LabelMap("brats24ped", edema=2, core=1, enhancing=3),
 }
+# Codings of more tissues: what each code of a file becomes. BraTS 2024 after an operation has its cavity as 4, which is
+# no tumour; of children 1 is enhancing, 2 non-enhancing, 3 cyst (of the core), 4 oedema.
+RECODED = {"brats24": {1: 1, 2: 2, 3: 3, 4: 0}, "brats24ped": {1: 3, 2: 1, 3: 1, 4: 2}}
 
 
 def from_names(names: Mapping[str, str]) -> LabelMap | None:
     """Read a label map from a dataset.json's `labels` ({"1": "edema", ...}); None where the words do not tell."""
     found: dict[str, int] = {}
+    if not all(code.isdecimal() for code in names) and all(str(code).isdecimal() for code in names.values()):
+        names = {str(code): words for words, code in names.items()}  # {"edema": 1, ...}, as nnU-Net writes them
     for code, words in names.items():
         if not (code.isdecimal() and len(code) < 10):
             return None
-        text = str(words).lower()
-        if "edema" in text or "ed" in text.split():
-            found["edema"] = int(code)
-        elif ("non" in text and "enhanc" in text) or "necro" in text or "ncr" in text:
-            found["core"] = int(code)
-        elif "enhanc" in text or text in ("et", "at"):
-            found["enhancing"] = int(code)
+        role = _role(str(words).lower())
+        if role and found.setdefault(role, int(code)) != int(code):
+            return None  # two codes of one tissue
     if len(found) != 3:
         return None
     return from_codes(**found)
+
+
+def _role(words: str) -> str:
+    """Which tissue a label's words mean; "" for none. NETC and SNFH are BraTS 2023's words."""
+    if "edema" in words or "ed" in words.split() or "snfh" in words:
+        return "edema"
+    if ("non" in words and "enhanc" in words) or "necro" in words or "ncr" in words or "netc" in words:
+        return "core"
+    return "enhancing" if "enhanc" in words or words in ("et", "at") else ""
 
 
 def from_codes(edema: int, core: int, enhancing: int) -> LabelMap | None:

@@ -15,9 +15,9 @@ from medseg.cases import CaseFiles
 from medseg.findings import NO_BRAIN, is_whole_head
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.labels import LabelMap
-from medseg.msd import Scan, read_scan
 from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
+from medseg.scan import Scan, read_scan
 from medtrain import checkpoint
 from medtrain.cache import Case
 from medtrain.ensemble import weighted_mean

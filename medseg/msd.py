@@ -1,32 +1,20 @@
 """Read data sets: an MSD folder (dataset.json), nnU-Net's raw form, or BraTS case folders; check what can be checked
 before any work.
-
-Legend of shapes: C channels, X Y Z the file's voxel axes.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medseg import nnunet
-from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, channel_of, refuse_twins, stay_inside, usable
+from medseg.brats import find_case_folders
+from medseg.cases import CHANNELS, CaseFiles, case_id, channel_of, refuse_twins, stay_inside
 from medseg.labels import KNOWN, LabelMap, from_names
-from medseg.nifti import read_nifti
 from medtrain.errors import UserError
 from medtrain.files import parse_json
 from medtrain.wording import listed, shown
-
-# File endings of BraTS case folders (up to 2021, and from 2023), in the order of CHANNELS.
-ENDINGS = {
-    "FLAIR": ("_flair", "-t2f"),
-    "T1w": ("_t1", "-t1n"),
-    "T1Gd": ("_t1ce", "_t1gd", "-t1c"),
-    "T2w": ("_t2", "-t2w"),
-    "label": ("_seg", "-seg"),
-}
 
 
 @dataclass(frozen=True)
@@ -36,16 +24,6 @@ class Dataset:
     folder: Path
     label_map: LabelMap
     cases: tuple[CaseFiles, ...]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan in memory: image (C,X,Y,Z) float32 in scanner units, label (X,Y,Z) uint8 or None, affine, header."""
-
-    image_CXYZ: np.ndarray
-    label_XYZ: np.ndarray | None
-    affine: np.ndarray
-    header: bytes
 
 
 def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
@@ -61,12 +39,25 @@ def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
         return _read_msd(folder, label_map)
     cases = find_case_folders(folder)
     if not cases:
-        raise UserError(f"{folder} holds neither dataset.json nor BraTS case folders: name the data set's own folder.")
+        raise UserError(f"{folder} holds neither dataset.json nor BraTS case folders (*_flair, *_t1, *_t1ce, *_t2 and "
+                        "*_seg): name the data set's own folder.")  # fmt: skip
+    if bare := [case for case in cases if case.label is None]:
+        more = f" (and {len(bare) - 1} more have none)" if len(bare) > 1 else ""
+        raise UserError(f"{bare[0].images[0].parent} has no *_seg file: add the label or take the folder out{more}.")
+    return Dataset(folder, KNOWN[label_map if label_map != "auto" else _coding_of(cases)], tuple(cases))
+
+
+def _coding_of(cases: Sequence[CaseFiles]) -> str:
+    """How BraTS codes labels, by the names of its files; raises UserError where they do not tell, or tell two."""
+    codings = {case.images[0].name: "brats23" if "-t2f" in case.images[0].name else "brats18" for case in cases}
+    if len(set(codings.values())) > 1:
+        raise UserError(f"{cases[0].images[0].parent.parent} holds BraTS cases of several years, whose labels are "
+                        "coded in two ways: prepare them apart.")  # fmt: skip
     for case in cases:
-        if case.label is None:
-            raise UserError(f"{case.images[0].parent} has no *_seg file: add the label or take the folder out.")
-    named = label_map if label_map != "auto" else ("brats23" if "-t2f" in cases[0].images[0].name else "brats18")
-    return Dataset(folder, KNOWN[named], tuple(cases))
+        if "-PED-" in case.id.upper():
+            raise UserError(f"{case.images[0].parent}: BraTS codes children's tumours by year: give --label-map "
+                            "brats23 (2023: 3 is enhancing) or brats24ped (2024: 1 is).")  # fmt: skip
+    return next(iter(codings.values()))
 
 
 def _read_msd(folder: Path, label_map: str) -> Dataset:
@@ -88,7 +79,7 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
         raise UserError(f"{where}: labels {words} do not tell edema, non-enhancing and enhancing: give --label-map.")
     if not entries:
         raise UserError(f"{where} lists no training case: give a data set with labelled cases.")
-    cases = [_msd_case(folder, where, image, label) for image, label in entries]
+    cases = _msd_cases(folder, where, entries)
     refuse_twins(cases, where)
     return Dataset(folder, known, tuple(cases))
 
@@ -106,12 +97,14 @@ def _read_nnunet(folder: Path, listing: dict[str, Any], label_map: str) -> Datas
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} where a path belongs")
-    return value
+    return value.replace("\\", "/")  # as Windows writes paths
 
 
 def _check_channels(where: Path, modality: Any) -> None:
     """The channels' number and order must be ours: FLAIR, T1w, T1Gd, T2w."""
-    listed = [str(modality[key]) for key in sorted(modality, key=str)] if isinstance(modality, dict) else []
+    listed = [str(name) for name in modality] if isinstance(modality, list) else []
+    if isinstance(modality, dict):
+        listed = [str(modality[key]) for key in sorted(modality, key=str)]
     if len(listed) != len(CHANNELS):
         raise UserError(f"{where} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
     for name, wanted in zip(listed, CHANNELS, strict=True):
@@ -121,99 +114,23 @@ def _check_channels(where: Path, modality: Any) -> None:
             )
 
 
-def _msd_case(folder: Path, where: Path, image: str, label: str) -> CaseFiles:
-    for path in (image, label):
+def _msd_cases(folder: Path, where: Path, entries: Sequence[tuple[str, str]]) -> list[CaseFiles]:
+    """The listed cases; raises UserError where a path leaves the folder, or files are missing."""
+    root, absent = os.path.normpath(folder.absolute()), []
+    for path in (path for entry in entries for path in entry):
         target = Path(os.path.normpath(folder.absolute() / path))
-        if not target.is_relative_to(os.path.normpath(folder.absolute())):
+        if not target.is_relative_to(root):
             raise UserError(f"{where} names {shown(path)}, which lies outside the data folder: correct the entry.")
         try:
             there = target.is_file()
         except OSError:  # a name too long
             there = False
-        if not there:
-            raise UserError(
-                f"{shown(folder / path, 200)} is listed in dataset.json but is not there: restore it or drop the entry."
-            )
-        stay_inside(folder, target)
-    return CaseFiles(case_id(folder / image), (folder / image,), folder / label)
-
-
-def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
-    """Every BraTS case folder at or below `folder`, by its files' endings; labels may be absent.
-
-    A folder that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
-    """
-    by_folder: dict[Path, dict[str, Path]] = {}
-    for path in sorted(folder.rglob("*.nii*")):
-        if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
-            continue
-        stem = case_id(path).lower()
-        for role, endings in ENDINGS.items():
-            if stem.endswith(endings):
-                found = by_folder.setdefault(path.parent, {})
-                if role in found:
-                    raise UserError(f"{path.parent} holds two {role} files: give every case a folder of its own.")
-                found[role] = path
-                stay_inside(folder, path)
-    cases = []
-    for place, found in sorted(by_folder.items()):
-        missing = [channel for channel in CHANNELS if channel not in found]
-        name = usable(place.resolve().name, place)
-        if missing:
-            reason = f"{place} has no {missing[0]} file: add it or take the folder out."
-            if aside is None:
-                raise UserError(reason)
-            aside.append((name, reason))
-            continue
-        cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get("label")))
-    refuse_twins(cases, folder)
-    return cases
-
-
-def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
-    """Load one case and check it; raises UserError naming the file that is wrong."""
-    loaded = [read_nifti(path) for path in case.images]
-    affine = loaded[0][1]
-    if len(loaded) == 1:
-        data = loaded[0][0]
-        if data.ndim != 4 or data.shape[3] != len(CHANNELS):
-            raise UserError(f"{case.images[0]} has shape {data.shape}, not (X, Y, Z, 4): give all four channels.")
-        image = np.moveaxis(data, 3, 0)
-    else:
-        for path, (data, found, _) in zip(case.images, loaded, strict=True):
-            if data.ndim != 3:
-                raise UserError(f"{path} has shape {data.shape}, not (X, Y, Z): give each channel a file of its own.")
-            _same_grid(path, found, case.images[0], affine)
-            if data.shape != loaded[0][0].shape:
-                raise UserError(
-                    f"{path} has shape {data.shape}, not that of {case.images[0].name}: register the channels."
-                )
-        image = np.stack([data for data, _, _ in loaded])
-    if not np.isfinite(image).all():
-        raise UserError(f"{case.images[0]} holds NaN or infinite voxels: export it again or take the case out.")
-    if not image.any(axis=(1, 2, 3)).all():
-        raise UserError(f"{case.images[0]} is zero everywhere in a channel: export it again or take the case out.")
-    label = None if case.label is None else _read_label(case, image.shape[1:], affine, label_map)
-    return Scan(np.ascontiguousarray(image), label, affine, loaded[0][2])
-
-
-def _read_label(case: CaseFiles, shape: tuple[int, ...], affine: np.ndarray, label_map: LabelMap) -> np.ndarray:
-    assert case.label is not None
-    data, found, _ = read_nifti(case.label)
-    if data.shape != shape:
-        raise UserError(f"{case.label} has shape {data.shape}, its image {shape}: they must be on one grid.")
-    _same_grid(case.label, found, case.images[0], affine)
-    codes = {0, label_map.edema, label_map.core, label_map.enhancing}
-    odd = data[~np.isin(data, list(codes))]
-    if odd.size:
-        raise UserError(
-            f"{case.label} holds the label code {odd.min():g}, label map {label_map.name} knows {sorted(codes)}: "
-            "give the right --label-map."
-        )
-    return data.astype(np.uint8)
-
-
-def _same_grid(path: Path, affine: np.ndarray, first: Path, first_affine: np.ndarray) -> None:
-    """A label stored left-right mirrored beside its image would else be learnt without a word."""
-    if not np.allclose(affine, first_affine, atol=1e-2):
-        raise UserError(f"{path} lies on another grid than {first.name} (their affines differ): resample it.")
+        if there:
+            stay_inside(folder, target)
+        else:
+            absent.append(path)
+    if absent:
+        more = f" (and {len(absent) - 1} more are missing)" if len(absent) > 1 else ""
+        first = shown(folder / absent[0], 200)
+        raise UserError(f"{first} is listed in dataset.json but is not there{more}: restore it or drop the entry.")
+    return [CaseFiles(case_id(folder / image), (folder / image,), folder / label) for image, label in entries]

@@ -54,7 +54,9 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
     try:
         with path.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size
-            if not path.name.endswith(".gz"):
+            packed = raw.read(2) == b"\x1f\x8b"  # whatever its name says
+            raw.seek(0)
+            if not packed:
                 header, data = _read(path, raw, size, size)
             else:
                 with gzip.GzipFile(fileobj=raw) as unpacked:

@@ -29,7 +29,7 @@ def label_map(listing: Mapping[str, Any]) -> LabelMap | None:
     if not isinstance(labels, dict):
         return None
     if all(isinstance(code, int) for code in labels.values()):
-        return from_names({str(code): str(name) for name, code in labels.items()})
+        return from_names({str(name): str(code) for name, code in labels.items()})
     listed = [code if isinstance(code, list) else [code] for code in labels.values() if code != 0]
     if not all(isinstance(code, int) for codes in listed for code in codes):
         return None

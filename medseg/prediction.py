@@ -9,11 +9,11 @@ import torch
 
 from medseg import nnunet
 from medseg.aside import Aside, report
-from medseg.cases import SUFFIXES, CaseFiles, case_id
+from medseg.brats import find_case_folders
+from medseg.cases import SUFFIXES, CaseFiles, case_id, stay_inside
 from medseg.claim import claimed
 from medseg.kept import Kept, digest, weights_of, written
 from medseg.members import load_members, predict_scan
-from medseg.msd import find_case_folders
 from medseg.nifti import Unreadable
 from medtrain.errors import UserError
 from medtrain.files import owner_of
@@ -43,7 +43,8 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
-    with claimed(out, runs, weights):
+    codes = members[0].label_map.in_words()
+    with claimed(out, runs, weights, codes):
         kept = Kept(out / KEPT.format(digest(about)), about)
         todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]
         if len(todo) < len(cases):
@@ -67,7 +68,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     if len(aside) == total:
         raise UserError(f"no scan of {place} can be used: see {out / LISTING}, and repair the scans.")
     made = total - len(aside)
-    return f"{made} label map{'s' if made > 1 else ''} in {out}", len(aside)
+    return f"{made} label map{'s' if made > 1 else ''} in {out} (codes: {codes})", len(aside)
 
 
 def _stamp(case: CaseFiles) -> list[Any]:
@@ -90,12 +91,14 @@ def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles
     if not place.is_dir():
         raise UserError(f"{place} is not there: give a NIfTI file or a folder of them.")
     for folder in (place, place / "imagesTs"):
-        files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES))
+        files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES) and path.is_file())
         whole = [path for path in files if not path.name.startswith(".")]
         cases = _case_folders(folder, aside) if folder == place else []
         cases = cases or nnunet.scans(folder, aside)
         if cases:
             return cases
+        for path in whole:
+            stay_inside(place, path)
         if whole:
             return [CaseFiles(case_id(path), (path,), None) for path in whole]
     raise UserError(f"{place} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")

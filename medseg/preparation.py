@@ -30,8 +30,9 @@ from medseg.geometry import (
     to_canonical,
 )
 from medseg.labels import LabelMap
-from medseg.msd import Dataset, Scan, read_dataset, read_scan
+from medseg.msd import Dataset, read_dataset
 from medseg.nifti import MOST_VOXELS, Unreadable
+from medseg.scan import Scan, read_scan
 from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.files import origin, remove_leftovers

@@ -82,7 +82,7 @@ def parse_json(path: Path) -> Any:
         raise ValueError(error.strerror or "it can not be read") from None
     if len(content) > MOST_JSON:
         raise ValueError(f"more than {MOST_JSON >> 20} MB")
-    return parse_json_text(content.decode("utf-8"))
+    return parse_json_text(content.decode("utf-8-sig"))  # some editors mark UTF-8
 
 
 def parse_json_text(text: str) -> Any:

@@ -1,5 +1,7 @@
 """Data that tests share: small phantoms and their caches, and the real cases where they lie beside the checkout."""
 
+import medtrain  # noqa: F401  # isort: skip  (before torch: it says how threads wait)
+
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -12,11 +12,11 @@ from launch_helpers import in_this_process, run_main
 from medseg import preparation
 from medseg.cases import CaseFiles
 from medseg.labels import LabelMap
-from medseg.msd import Scan, read_scan
 from medseg.nifti import Unreadable
 from medseg.nifti import _read as read_voxels
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES
+from medseg.scan import Scan, read_scan
 from medseg.task import SegTask
 from medtrain.cache import Cache
 

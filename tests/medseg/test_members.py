@@ -22,9 +22,9 @@ from medseg.geometry import Grid
 from medseg.labels import KNOWN
 from medseg.members import Member, load_members, native_probs
 from medseg.metrics import ONE_EMPTY_MM, score_case
-from medseg.msd import read_scan
 from medseg.preparation import Preparation, prepare_case, prepare_dataset
 from medseg.recipes import SegRecipe
+from medseg.scan import read_scan
 from medseg.task import SegTask
 from medtrain import checkpoint
 from medtrain.cache import Cache

@@ -12,9 +12,10 @@ import pytest
 from launch_helpers import run_main
 
 from medseg.labels import KNOWN
-from medseg.msd import read_dataset, read_scan
+from medseg.msd import read_dataset
 from medseg.nnunet import label_map
 from medseg.prediction import find_images
+from medseg.scan import read_scan
 from medtrain.errors import UserError
 
 NAMES = {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}  # nnU-Net's own order for BraTS

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from launch_helpers import run_main
 
-from medseg.findings import report_enhancement, report_heads, report_spacing, scans_voxels, voxel_sizes
+from medseg.findings import (
+    report_enhancement,
+    report_heads,
+    report_spacing,
+    report_tissues,
+    scans_voxels,
+    voxel_sizes,
+)
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
@@ -162,6 +169,20 @@ def test_the_t1gd_check_warns_of_a_wrong_label_map(
     assert "label map is probably wrong" in capsys.readouterr().err
 
 
+def test_tissues_that_no_case_has_are_told(
+    phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_tissues(cache) == []
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    for path in (data / "labelsTr").glob("*.nii.gz"):
+        image = nib.load(path)
+        codes = np.asarray(image.dataobj)
+        nib.Nifti1Image(np.where(codes == 3, 2, codes).astype(np.uint8), image.affine).to_filename(path)
+    prepare_dataset(data, tmp_path / "c.h5", Preparation())
+    assert report_tissues(tmp_path / "c.h5") == ["enhancing"]
+    assert "under label map msd no case has enhancing (code 3): is it right" in capsys.readouterr().err
+
+
 def _listing(data: Path, change: Callable[[dict], None]) -> None:
     listing = json.loads((data / "dataset.json").read_text())
     change(listing)
@@ -219,7 +240,7 @@ BAD = {
     "affine": (lambda d: _flatten_affine(d / IMAGE), "not invertible"),
     "mirrored label": (lambda d: _mirror(d / LABEL), "another grid"),
     "bad header": (lambda d: (d / IMAGE).write_bytes(gzip.compress(bytes([92, 1]) + bytes(400))), "damaged"),
-    "two patients": (_two_patients_in_one_folder, "holds two FLAIR files"),
+    "patients in one folder": (_two_patients_in_one_folder, "a_flair.nii.gz is cut short"),
     "channel order": (
         lambda d: _listing(d, lambda x: x.update(modality={"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"})),
         "'T1w' where FLAIR belongs",

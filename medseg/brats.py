@@ -1,0 +1,95 @@
+"""BraTS case folders, and folders like them: four files of a case and its label, known by how their names end."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, refuse_twins, stay_inside, usable
+from medtrain.errors import UserError
+
+LABEL = "label"
+# How names end, after _ or - or as the whole name: BraTS up to 2021 and from 2023, BIDS, UCSF-PDGM.
+ENDINGS = {
+    "FLAIR": ("flair", "t2f", "t2flair", "t2_flair", "t2-flair"),
+    "T1w": ("t1", "t1n", "t1w"),
+    "T1Gd": ("t1ce", "t1gd", "t1c", "ce-gad_t1w"),
+    "T2w": ("t2", "t2w"),
+    LABEL: ("seg", "segm", "dseg", "tumor_segmentation"),
+}
+Files = dict[str, Path]  # by channel, or LABEL
+
+
+def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
+    """Every case at or below `folder`, by its files' endings: those of one folder whose names begin alike are one case.
+    Labels may be absent.
+
+    A case that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
+    """
+    groups: dict[tuple[Path, str], Files] = {}
+    for path in _scans(folder):
+        told = role_of(case_id(path))
+        if told:
+            role, beginning = told
+            found = groups.setdefault((path.parent, beginning), {})
+            if role in found:
+                both = f"{found[role].name} and {path.name}"
+                raise UserError(f"{path.parent} holds two {role} files of one case, {both}: take one out.")
+            found[role] = path
+            stay_inside(folder, path)
+    _join_lone_labels(groups)
+    cases, lacking, beginnings = [], [], []
+    for (place, beginning), found in sorted(groups.items()):
+        alone = sum(parent == place for parent, _ in groups) == 1
+        named = place.name if place != folder else place.resolve().name
+        name = usable(named if alone else beginning, place)
+        missing = [channel for channel in CHANNELS if channel not in found]
+        if missing:
+            where, what = (place, "folder") if alone else (place / f"{beginning}*", "case")
+            lacking.append((name, f"{where} has no {missing[0]} file: add it or take the {what} out."))
+            continue
+        cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get(LABEL)))
+        beginnings.append(beginning)
+    if lacking and aside is None:
+        more = f" (and {len(lacking) - 1} more lack a file)" if len(lacking) > 1 else ""
+        raise UserError(f"{lacking[0][1].removesuffix('.')}{more}.")
+    (aside if aside is not None else []).extend(lacking)
+    if len({case.id for case in cases}) < len(cases) == len(set(beginnings)) and all(beginnings):
+        # folders within each patient's own, such as anat: the files' names tell who it is
+        cases = [replace(case, id=usable(name, case.images[0])) for case, name in zip(cases, beginnings, strict=True)]
+    refuse_twins(cases, folder)
+    return cases
+
+
+def role_of(stem: str) -> tuple[str, str] | None:
+    """What a file is by its name, and how its case's names begin; None for others. The longest ending counts."""
+    endings = [(len(ending), role) for role, all_of_it in ENDINGS.items() for ending in all_of_it
+               if stem.lower() == ending or stem.lower().endswith((f"_{ending}", f"-{ending}"))]  # fmt: skip
+    if not endings:
+        return None
+    length, role = max(endings)
+    return role, stem[: len(stem) - length].rstrip("_-")
+
+
+def _scans(folder: Path) -> Iterator[Path]:
+    """NIfTI files at or below a folder, in order, through links to folders, each folder once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in sorted(files):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(place) / name
+
+
+def _join_lone_labels(groups: dict[tuple[Path, str], Files]) -> None:
+    """A folder's only label may bear another name than its only scan, as that of case 355 of BraTS 2020 does."""
+    for place in {place for place, _ in groups}:
+        mine = {key: found for key, found in groups.items() if key[0] == place}
+        lone = [key for key, found in mine.items() if set(found) == {LABEL}]
+        scans = [key for key, found in mine.items() if LABEL not in found]
+        if len(mine) == 2 and len(lone) == len(scans) == 1:
+            groups[scans[0]][LABEL] = groups.pop(lone[0])[LABEL]
