@@ -29,11 +29,11 @@ setup(
         "triton>=3; platform_system == 'Linux'",
         "torchvision>=0.21",
         "timm>=1.0",
-        "monai>=1.6",
+        "monai>=1.6,<1.7",  # where an upper bound stands, some of its inner names are used
         "einops",  # MONAI's UNETR needs it
-        "nvidia-dali-cuda130>=2.0",
-        "deepspeed>=0.18",
-        "submitit>=1.5",
+        "nvidia-dali-cuda130>=2.0,<3",
+        "deepspeed>=0.18,<0.20",
+        "submitit>=1.5,<1.6",
         "tensorboard",
         "h5py",
         "nibabel",

@@ -9,7 +9,7 @@ from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
-from medtrain.files import leaves, owner_of, read_json, write_json
+from medtrain.files import escapes, owner_of, read_json, write_json
 from medtrain.recipe import Recipe, build
 from medtrain.settings import check_settings
 from medtrain.wording import listed, plain
@@ -171,7 +171,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     if not intact:
         raise UserError(f"{path} is damaged or of another version of this program: run the sweep again.")
     for name in names[1:]:
-        if (out / name).is_symlink() and leaves(out, out / name):
+        if (out / name).is_symlink() and escapes(out, out / name):
             raise UserError(
                 f"{out / name} is a link that leaves the sweep's folder: move the run back, or allow links with "
                 "MEDTRAIN_FOLLOW_LINKS=1."

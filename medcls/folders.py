@@ -9,7 +9,7 @@ from typing import Protocol
 
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
-from medtrain.files import leaves
+from medtrain.files import escapes
 from medtrain.patients import NAME as PATIENTS
 from medtrain.wording import plain, shown
 
@@ -103,7 +103,7 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
             if which:
                 notes.append(f"{cancer}: classes {words}: {', '.join(which)}.")
         for name in [*(n for n in published if n in names), *(n for n in sorted(names) if n not in published)]:
-            if leaves(root, names[name]):
+            if escapes(root, names[name]):
                 raise UserError(
                     f"{names[name]} is a link that leaves the data folder: copy what it points to, or allow links with "
                     "MEDTRAIN_FOLLOW_LINKS=1."

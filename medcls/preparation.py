@@ -17,7 +17,7 @@ from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_
 from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.errors import UserError
-from medtrain.files import leaves, origin, remove_leftovers, replacing, write_text
+from medtrain.files import escapes, origin, remove_leftovers, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.patients import NAME as PATIENTS
@@ -177,7 +177,7 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
     paths, bad, converted = [], [], []
     for path, _ in files:
         try:
-            if (Path(root) / path).is_symlink() and leaves(Path(root), Path(root) / path):
+            if (Path(root) / path).is_symlink() and escapes(Path(root), Path(root) / path):
                 raise images.BadImage("a link that leaves the data folder")
             made = images.examine(images.read_file(Path(root) / path))
         except images.BadImage as error:

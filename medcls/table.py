@@ -19,9 +19,19 @@ from medcls.recipes import ClsRecipe, slug
 from medcls.task import make_split, select
 from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
-from medtrain.files import read_json, write_text
+from medtrain.files import write_text
 from medtrain.image_cache import ImageCache
-from medtrain.results import CaseRow, read_done, read_rows, to_csv, to_markdown, write_rows
+from medtrain.results import (
+    CaseRow,
+    check_trained_on,
+    is_done,
+    read_done,
+    read_rows,
+    to_csv,
+    to_markdown,
+    why_missing,
+    write_rows,
+)
 from medtrain.sampling import Split
 from medtrain.wording import listed
 
@@ -49,6 +59,7 @@ class Line:
     epochs: str = ""
     note: str = ""
     positive: int | None = None
+    failed: bool = False
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -75,8 +86,8 @@ def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) ->
     """Write every table and picture from the members' rows; returns how many members are missing."""
     recipes = {m["folder"]: _recipe(m, sweep) for m in members}
     cancers = list(dict.fromkeys(recipe.data.cancer for recipe in recipes.values()))
-    if not any(_is_done(sweep / m["folder"]) for m in members):
-        told = f"{members[0]['label']}: {_reason(sweep / members[0]['folder'])}" if members else "the plan is empty"
+    if not any(is_done(sweep / m["folder"]) for m in members):
+        told = f"{members[0]['label']}: {why_missing(sweep / members[0]['folder'])}" if members else "the plan is empty"
         raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
     tables = []
     for cancer in cancers:
@@ -92,15 +103,11 @@ def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) ->
     write_text(sweep / "audit.csv", to_csv(audit))
     _write_overview(sweep, tables, audit, foot)
     write_rows(sweep / "cases.csv", [_short(r, t.cancer) for t in tables for line in t.lines for r in line.rows])
-    return sum(not _is_done(sweep / m["folder"]) for m in members)
+    return sum(not is_done(sweep / m["folder"]) for m in members)
 
 
 def _recipe(member: dict[str, Any], sweep: Path) -> ClsRecipe:
     return ClsRecipe.from_json(json.dumps(member["settings"]), str(sweep / "plan.json"))
-
-
-def _is_done(run: Path) -> bool:
-    return (run / "done.json").is_file() and (run / "cases.csv").is_file()
 
 
 def _short(row: CaseRow, cancer: str) -> CaseRow:
@@ -115,21 +122,19 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
     lines: list[Line] = []
     vals: dict[str, list[CaseRow]] = {}
     tests: dict[str, list[CaseRow]] = {}
-    fingerprint = cache.fingerprint
     _, _, classes = select(cache, choose_cancer(cache, recipes[0].data.cancer))
     for member in members:
         run, name = sweep / member["folder"], member["label"]
-        if not _is_done(run):
-            lines.append(Line(name, [], note=f"failed: {_reason(run)}"))
+        if not is_done(run):
+            lines.append(Line(name, [], note=f"failed: {why_missing(run)}", failed=True))
             continue
-        if read_json(run / "cache.json").get("fingerprint") != fingerprint:
-            raise UserError(f"{run} was trained on other data than {cache.path} holds: train it again elsewhere.")
+        check_trained_on(run, cache)
         done = read_done(run / "done.json", epochs=int)
         rows = _rows_of(run, classes)
         vals[name] = [row for row in rows if row.part == "val"]
         tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
         lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
-    missing = [line.member for line in lines if line.note.startswith("failed")]
+    missing = [line.member for line in lines if line.failed]
     lines += _spread(lines, members)
     together: list[list[Line]] = []
     base: list[CaseRow] = []
@@ -171,11 +176,6 @@ def _joined(folds: Sequence[Sequence[Line]], missing: Sequence[str]) -> list[Lin
         note = same[0].note if len(same) == 1 else f"of {len(same)} folds, each with weights of its own"
         joined.append(Line(same[0].member, [row for line in same for row in line.rows], note=note + lacks))
     return joined
-
-
-def _reason(run: Path) -> str:
-    failed = run / "failed.json"
-    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
 
 
 def _spread(lines: Sequence[Line], members: Sequence[dict[str, Any]]) -> list[Line]:
@@ -296,7 +296,7 @@ def _colour(member: str) -> str:
 def _write_overview(sweep: Path, tables: Sequence[CancerTable], audit: Sequence[Sequence[object]],
                     foot: Sequence[str]) -> None:  # fmt: skip
     # the means of several members are notes below
-    shown = [line for table in tables for line in table.lines if line.rows or line.note.startswith("failed")]
+    shown = [line for table in tables for line in table.lines if line.rows or line.failed]
     members = list(dict.fromkeys(line.member for line in shown))
     head = ["accuracy on test images", *(table.cancer for table in tables)]
     found = [{line.member: line.scores for line in table.lines} for table in tables]

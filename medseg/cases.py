@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain.errors import UserError
-from medtrain.files import leaves
+from medtrain.files import escapes
 from medtrain.wording import plain, shown
 
 CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
@@ -42,7 +42,7 @@ def patient_of(case: str) -> str:
 
 def stay_inside(folder: Path, path: Path) -> None:
     """UserError where links lead out of the data folder."""
-    if leaves(folder, path):
+    if escapes(folder, path):
         raise UserError(
             f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
             "MEDTRAIN_FOLLOW_LINKS=1."

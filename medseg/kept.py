@@ -12,10 +12,10 @@ Scores = Mapping[str, Mapping[str, float]]  # of every judged member
 
 
 class Kept:
-    """Cases that are done, with their scores if there are any: the lines of a file that were written with what `about`
-    says (JSON-able); others are left alone.
+    """An append-only file of cases that are done, with their scores if there are any, one JSON line each.
 
-    A line that was not written to its end, or whose scores are no numbers, counts as not there.
+    A case counts as done only if `about` (JSON-able: which weights, which settings) and the stamp of its files hash as
+    they did when it was noted. A line that was not written to its end, or whose scores are no numbers, is passed over.
     """
 
     def __init__(self, path: Path, about: Any):

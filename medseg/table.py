@@ -19,9 +19,21 @@ from medseg.task import SegTask
 from medtrain.cache import Cache
 from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
-from medtrain.files import read_json, write_text
+from medtrain.files import write_text
 from medtrain.progress import track
-from medtrain.results import CaseRow, intervals, means, read_done, read_rows, to_csv, to_markdown, write_rows
+from medtrain.results import (
+    CaseRow,
+    check_trained_on,
+    intervals,
+    is_done,
+    means,
+    read_done,
+    read_rows,
+    to_csv,
+    to_markdown,
+    why_missing,
+    write_rows,
+)
 from medtrain.wording import shown
 
 SCORES = ("Dice mean", *REGIONS, *HD95)
@@ -84,15 +96,14 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     entries = [_entry(sweep, member) for member in members]
     done = [entry for entry in entries if entry.done]
     if not done:
-        told = f"{entries[0].label}: {_reason(entries[0].run)}" if entries else "the plan is empty"
+        told = f"{entries[0].label}: {why_missing(entries[0].run)}" if entries else "the plan is empty"
         raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
     rows = [row for entry in done for row in entry.rows]
     if not rows:
         raise UserError(f"{sweep}: the recipes hold out no case to judge by: --set data.val_fraction=0.2.")
     opened = Cache(cache)
     for entry in done:
-        if read_json(entry.run / "cache.json").get("fingerprint") != opened.fingerprint:
-            raise UserError(f"{entry.run} was trained on other data than {cache} holds: train it again elsewhere.")
+        check_trained_on(entry.run, opened)
         unknown = {row.case for row in entry.rows} - set(opened.ids)
         if unknown:
             raise UserError(f"{entry.run / 'cases.csv'} tells of {shown(min(unknown), 60)!r}, which {cache} has not: "
@@ -113,8 +124,7 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
 
 def _entry(sweep: Path, member: dict[str, Any]) -> Entry:
     run = sweep / member["folder"]
-    finished = (run / "done.json").is_file() and (run / "cases.csv").is_file()
-    done = read_done(run / "done.json", part=str, label_map=str, epochs=int) if finished else None
+    done = read_done(run / "done.json", part=str, label_map=str, epochs=int) if is_done(run) else None
     return Entry(member["label"], member["recipe"], run, done)
 
 
@@ -199,14 +209,9 @@ def _scores(task: SegTask, members: Sequence[Member], weights: Sequence[float], 
     return scores
 
 
-def _reason(run: Path) -> str:
-    failed = run / "failed.json"
-    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
-
-
 def _line(entry: Entry) -> Line:
     if entry.done is None:
-        return Line(entry.label, f"failed: {_reason(entry.run)}")
+        return Line(entry.label, f"failed: {why_missing(entry.run)}")
     return Line.of(entry.label, entry.rows, entry.done["label_map"], str(entry.done["epochs"]), "")
 
 

@@ -148,8 +148,8 @@ class Engine:
                 gc.collect(1)
                 distributed.meet()
                 tracker.scalars(self.step, {**meter.read(), **self._rates(lr)})
-                if meter.row >= train.max_skipped:
-                    self._give_up(meter.row)
+                if meter.skipped_in_row >= train.max_skipped:
+                    self._give_up(meter.skipped_in_row)
             if self._crosses(train.validate_every):
                 self._validate(tracker)
                 self.save()

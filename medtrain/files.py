@@ -122,7 +122,7 @@ def owner_of(out: Path, *, sweep: bool = True) -> str:
     return "a data set" if part_of_set and (out.resolve().parent / "dataset.json").exists() else ""
 
 
-def leaves(root: Path, path: Path) -> bool:
+def escapes(root: Path, path: Path) -> bool:
     """Whether links lead out of `root` from a path that lies in it by its words. MEDTRAIN_FOLLOW_LINKS=1 lets them."""
     if os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1":
         return False

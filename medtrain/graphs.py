@@ -19,7 +19,7 @@ from medtrain.wording import shown
 
 AFTER = 2  # steps or passes without, which find the fastest convolutions and show how much memory a step takes
 APART = 0.01  # of its norm: how far a replayed pass may be from the network's own, some roundings of bf16
-SHARE = 0.4  # of the device's memory that a step may take: a graph keeps its own, so evaluation needs its share besides
+SHARE = 0.4  # of the device's memory: a graph keeps a pool of its own, and above it pool and evaluation would not fit
 
 
 def refusal(model: nn.Module, recipe: Recipe, device: torch.device, world: int) -> str:

@@ -20,7 +20,7 @@ class Meter:
         self.ranks = ranks
         self.note = ""
         self._row = torch.zeros((), device=ranks.device)
-        self.row = 0  # steps skipped one after the other up to now, as of the last reading
+        self.skipped_in_row = 0  # steps skipped one after the other up to now, as of the last reading
         self.spent = dict.fromkeys(PARTS, 0.0)  # seconds of the whole run, as of the last reading
         self.restart()
 
@@ -57,7 +57,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Mean loss over ranks, samples a second, shares of the parts of a step, memory; then restart."""
         loss = float(distributed.mean(torch.stack(self.losses).mean()))
-        self.row = int(self._row)
+        self.skipped_in_row = int(self._row)
         spent = max(1e-9, time.monotonic() - self.began)
         for part, first, last in self._events:  # the reading of the loss has waited for them
             self._times[part] += first.elapsed_time(last) / 1e3

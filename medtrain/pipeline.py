@@ -72,7 +72,7 @@ def _endless(pipe: Any, names: list[str]) -> Any:
                                last_batch_policy=LastBatchPolicy.PARTIAL)  # fmt: skip
 
 
-class Kept:
+class BatchHolder:
     """Holds batches on a GPU until the device has done with what was asked of it while they were the newest.
 
     torch reads DALI's own memory, and DALI fills memory again as soon as torch lets go of it: it waits for nothing that
@@ -103,7 +103,7 @@ class Loader:
 
     def __init__(self, pipe: Any, names: list[str], gpu: bool = False):
         self._iterator = _endless(pipe, names)
-        self._kept = Kept() if gpu else None
+        self._kept = BatchHolder() if gpu else None
         self._watch = Watch(getattr(getattr(pipe._py_pool, "pool", None), "_processes", []))
 
     def __iter__(self) -> Self:

@@ -74,6 +74,23 @@ def read_done(path: Path, **kinds: Any) -> dict[str, Any]:
     return done
 
 
+def is_done(run: Path) -> bool:
+    """Whether a member has left all that the tables need."""
+    return (run / "done.json").is_file() and (run / "cases.csv").is_file()
+
+
+def why_missing(run: Path) -> str:
+    """What a member that is not done says of itself."""
+    failed = run / "failed.json"
+    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
+
+
+def check_trained_on(run: Path, cache: Any) -> None:
+    """UserError where a run's data were not what a cache holds."""
+    if read_json(run / "cache.json").get("fingerprint") != cache.fingerprint:
+        raise UserError(f"{run} was trained on other data than {cache.path} holds: train it again elsewhere.")
+
+
 def means(rows: Iterable[CaseRow]) -> dict[str, float]:
     """The mean of each score over rows, of those scores that every row has; empty for no rows."""
     taken = list(rows)

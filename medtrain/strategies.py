@@ -13,8 +13,8 @@ from medtrain.strategy import Ddp, Group, Single
 
 
 def make_strategy(model: nn.Module, groups: Sequence[Group], recipe: Recipe, ranks: Ranks) -> Single:
-    """`auto` is Single or, when there are several ranks, Ddp; where steps are replayed, it is Replayed for both. Raises
-    UserError for a strategy that can not be.
+    """DeepSpeed where the recipe names it; else Replayed where steps run as CUDA graphs; else Ddp on several ranks,
+    Single on one. Raises UserError for a strategy that can not be.
     """
     check_settings(recipe, ranks.world)
     train = recipe.train

@@ -240,7 +240,7 @@ class Single:
         return outputs
 
     def evaluated(self) -> nn.Module:
-        """The network as evaluation calls it, under `autocast`; whole on every rank."""
+        """The unsharded network, as evaluation calls it under `autocast`."""
         return self.model
 
     def autocast(self) -> AbstractContextManager[Any]:

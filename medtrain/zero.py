@@ -83,7 +83,7 @@ class DeepSpeed(Single):
         return self.engine(inputs.contiguous(memory_format=self.layout)).float()
 
     def evaluated(self) -> nn.Module:
-        """The network for evaluation, whole on every rank; collective."""
+        """The unsharded network; stage 3 gathers its weights for it, so every rank must call this."""
         if self.stage == 3 and not self._fixed:
             self.plain.load_state_dict(self.weights())
         return self.plain.to(self.device)

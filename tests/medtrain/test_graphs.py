@@ -1,5 +1,6 @@
 """Steps replayed as CUDA graphs: when they are, and that they take the same steps."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -311,3 +312,12 @@ def test_replayed_ranks_take_the_steps_of_ddp(backend: str, ranks: int) -> None:
     assert found["replayed"] == pytest.approx(found["ddp"], rel=2e-2, abs=1e-4)
     assert found["apart"] == 0
     assert found["ddp"][-1] < found["ddp"][0]
+
+
+def test_torch_still_captures_by_the_name_that_is_replaced_meanwhile() -> None:
+    """`own_thread_only` puts another torch.cuda.graph in its place, which make_graphed_callables must look up there."""
+    assert "torch.cuda.graph(" in inspect.getsource(torch.cuda.make_graphed_callables)
+    plain = torch.cuda.graph
+    with replaying.own_thread_only():
+        assert torch.cuda.graph.keywords == {"capture_error_mode": "thread_local"}
+    assert torch.cuda.graph is plain

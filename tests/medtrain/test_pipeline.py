@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from medtrain.pipeline import Kept
+from medtrain.pipeline import BatchHolder
 
 
 class Event:
@@ -34,7 +34,7 @@ def test_a_batch_is_held_until_the_device_has_read_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "Event", Event)
     Event.done = Event.made = 0
     Event.waited = []
-    kept, seen = Kept(), []
+    kept, seen = BatchHolder(), []
     for number in range(3):
         batch = torch.full((2,), float(number))
         seen.append(weakref.ref(batch))
