@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from medseg.preparation import beyond, in_words
@@ -24,6 +25,7 @@ def report_scans(path: Path) -> None:
     report_enhancement(path)
     report_spacing(path)
     report_heads(path)
+    report_orientation(path)
 
 
 def voxel_sizes(cache: Cache) -> np.ndarray:
@@ -113,3 +115,21 @@ def report_heads(path: Path) -> list[str]:
     if odd:
         print(f"WARNING: {len(odd)} of {count} cases, such as {odd[0]}: each {NO_BRAIN}.", file=sys.stderr)
     return odd
+
+
+def report_orientation(path: Path) -> list[str]:
+    """Warn on stderr of scans whose headers state no orientation; returns their ids."""
+    cache = Cache(path)
+    headers = {case: bytes.fromhex(cache.facts(case)["grid"]["header"]) for case in cache.ids}
+    cache.close()
+    bare = [case for case, header in headers.items() if not _states_place(header)]
+    if bare:
+        print(f"WARNING: {len(bare)} of {len(headers)} cases, such as {bare[0]}: no orientation is stated (codes of "
+              "qform and sform are 0); axes are taken to run to the left, front and top: see that left is left.",
+              file=sys.stderr)  # fmt: skip
+    return bare
+
+
+def _states_place(header: bytes) -> bool:
+    found = nib.Nifti1Header(header, check=False)
+    return bool(found["qform_code"] > 0 or found["sform_code"] > 0)

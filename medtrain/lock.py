@@ -34,8 +34,8 @@ def locked(folder: Path, doing: str, patience_s: float = 0, ticket: str = "") ->
 
     A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
     minutes; a stale one is taken over. One that is held elsewhere is waited for `patience_s`: its owner may have been
-    killed a moment ago, as when a job starts again on another node. `ticket` names a SLURM job, say: a lock with the same one
-    (not "") is of this work before it was requeued, and is taken over as soon as it is seen not to be touched any more.
+    killed a moment ago, as when a job starts again on another node. `ticket` names a SLURM job, say: a lock with the
+    same one (not "") is of this work before it was requeued, and is taken over once it is seen not to be touched.
     """
     fresh = not folder.exists()
     path = folder / NAME

@@ -16,6 +16,7 @@ from launch_helpers import run_main
 from medseg.findings import (
     report_enhancement,
     report_heads,
+    report_orientation,
     report_spacing,
     report_tissues,
     scans_voxels,
@@ -323,3 +324,18 @@ def test_heads_with_their_skull_are_told(
     assert report_heads(out) == [name]
     said = capsys.readouterr().err
     assert f"WARNING: 1 of 5 cases, such as {name}: each has signal in more than 90% of its box" in said
+
+
+def test_scans_without_an_orientation_are_told(
+    phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_orientation(cache) == []
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    for path in (data / "imagesTr" / "PHANTOM_002.nii.gz", data / "labelsTr" / "PHANTOM_002.nii.gz"):
+        image = nib.load(path)
+        bare = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+        bare.header["qform_code"] = bare.header["sform_code"] = 0
+        bare.to_filename(path)
+    prepare_dataset(data, tmp_path / "c.h5", Preparation())
+    assert report_orientation(tmp_path / "c.h5") == ["PHANTOM_002"]
+    assert "1 of 5 cases, such as PHANTOM_002: no orientation is stated" in capsys.readouterr().err
