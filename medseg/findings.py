@@ -14,8 +14,8 @@ from medtrain.cache import Cache
 # A brain fills half of its box (0.50 to 0.54 in eight BraTS scans), a head with its skull, or noise, all of it.
 WHOLE_BOX = 0.9
 NO_BRAIN = (
-    f"has signal in more than {WHOLE_BOX:.0%} of its box, as a head with its skull or noise in the air: intensities "
-    "are normalised over all of it, so take the skull off first (HD-BET, say)"
+    f"has signal in more than {WHOLE_BOX:.0%} of its box, as a head with its skull, noise in the air, or air that "
+    "is not 0: intensities are normalised over all of it, so take the skull off first (HD-BET, say), or set air to 0"
 )
 
 
