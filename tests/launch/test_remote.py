@@ -95,7 +95,8 @@ def test_files_that_recipes_name_are_found_by_jobs_and_looked_at_before_anything
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for data, sweep, name in ((phantoms, "brats_demo", "s"), (pictures, "multicancer_demo", "t")):
-        typed = words(slurm, data, tmp_path / name, "--set", "train.deepspeed=ds.json", sweep=sweep)
+        sets = ("--set", "train.deepspeed=ds.json", "--set", "train.strategy=deepspeed")
+        typed = words(slurm, data, tmp_path / name, *sets, sweep=sweep)
         for content, told in ((None, "can not be read as JSON (No such file"), ("{", "can not be read as JSON"),
                               ("[]", "holds no settings of DeepSpeed")):  # fmt: skip
             if content is not None:
