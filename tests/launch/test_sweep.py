@@ -335,7 +335,7 @@ def test_refusals_of_image_sweeps(
         (("multicancer_demo", "--data", pictures, "--cancers", "Oral"), "choose Oral Cancer"),
         (("multicancer_demo", "--data", pictures, "--cancers", "every", "--set", "data.cancer=every"), "leave one out"),
         (("multicancer_demo", "--data", phantoms), "is a data set of scans"),
-        (("brats_demo", "--data", phantoms, "--cancers", "every"), "belongs to the sweeps of images"),
+        (("brats_demo", "--data", phantoms, "--cancers", "every"), "--cancers means nothing for brats_demo"),
         (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0"), "at least 0.01"),
         (("multicancer_demo", "--data", pictures, "--set", "data.test_fraction=0.6", "--set", "data.val_fraction=0.6"),
          "leave nothing for training"),
