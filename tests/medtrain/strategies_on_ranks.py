@@ -83,7 +83,8 @@ def main() -> None:
     for settings, (name, plain, build, first) in itertools.product(sys.argv[1:], networks()):
         kind, stage, precision = settings.split(":")
         recipe = plain.override([
-            f"train.strategy={'auto' if kind == 'replayed' else kind}", f"train.zero={stage}",
+            f"train.strategy={'auto' if kind == 'replayed' else kind}",
+            *([f"train.zero={stage}"] if kind == "deepspeed" else []),
             f"train.precision={precision}", "optim.ema=0",
             f"train.batch={2 * len(first)}", "train.accumulate=1", "optim.clip_norm=1",
             # Adam's first steps are signs of gradients: with batch normalisation rounding soon tells
