@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
 from medtrain.files import escapes
 from medtrain.patients import NAME as PATIENTS
-from medtrain.wording import plain, shown
+from medtrain.wording import listed, plain, shown
 
 # The published layout (Kaggle "Multi Cancer"), in its own order.
 PUBLISHED: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,11 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "Oral Cancer": ("oral_normal", "oral_scc"),
 }
 # What unpacking and file managers leave behind; never an image.
-LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "@eadir", "$recycle.bin", "#recycle",
+          "lost+found", "system volume information"}  # fmt: skip
+# Folders that sort images otherwise than by cancer or class.
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+MASKS = {"image", "images", "img", "mask", "masks", "label", "labels", "annotations"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class ImageFolder:
     def class_files(self, number: int) -> list[str]:
         """The files of a class."""
         return [path for path, owner in self.files if owner == number]
+
+    def in_words(self) -> str:
+        """The cancers and the classes of each, as they were found."""
+        cancers: dict[str, list[str]] = {}
+        for cancer, name in self.classes:
+            cancers.setdefault(cancer, []).append(shown(name, 40))
+        told = [f"{shown(cancer, 40)} ({listed(names, 8)})" for cancer, names in cancers.items()]
+        return "; ".join(told[:12]) + ("; …" if len(told) > 12 else "")
 
 
 def read_folders(place: Path) -> ImageFolder:
@@ -70,7 +82,20 @@ def read_folders(place: Path) -> ImageFolder:
     shallow = sorted(folder.name for folder in inner if folder not in deeper)
     if shallow:
         raise UserError(f"{root / shallow[0]} has no class folders, its neighbours have: move it, or sort its images.")
-    return _listed(root, {folder.name: _folders(folder) for folder in inner})
+    cancers = {folder.name: _folders(folder) for folder in inner}
+    return _listed(root, cancers)
+
+
+def _refuse_other_orders(root: Path, names: Sequence[str]) -> None:
+    """UserError where folders that should be cancers or classes are parts of a split, or images beside their masks."""
+    told, known = " and ".join(names), {name.lower() for name in names}
+    if not known:
+        return
+    if known <= PARTS:
+        raise UserError(f"{root} is sorted into {told}, which are no classes: put all images of a class into one "
+                        "folder (splits are made here, without copies on both sides).")  # fmt: skip
+    if known <= MASKS:
+        raise UserError(f"{root} holds {told}, which are no classes: leave the masks out, and move the images up.")
 
 
 def is_litter(name: str) -> bool:
@@ -89,10 +114,12 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
     files: list[tuple[str, int]] = []
     notes: list[str] = []
     strays = [path for place in {root, *(folders[0].parent for folders in cancers.values())} for path in _images(place)]
-    strays = [path for path in strays if path.name != PATIENTS]
+    strays = [path for path in strays if path.name.lower() != PATIENTS]
     if strays:
         notes.append(f"{len(strays)} files lie beside the class folders and are left out, such as {min(strays).name}.")
+    _refuse_other_orders(root, list(cancers) if len(cancers) > 1 else [])
     for cancer, folders in cancers.items():
+        _refuse_other_orders(folders[0].parent, [folder.name for folder in folders])
         if len(folders) < 2:
             raise UserError(f"{root}: {cancer} has one class only ({folders[0].name}): there is nothing to tell apart.")
         published = PUBLISHED.get(cancer, ())

@@ -110,7 +110,7 @@ def _as_bad_images() -> Iterator[None]:
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("not an image") from None
+        raise BadImage(NO_IMAGE) from None
     except MemoryError:
         raise BadImage("it does not fit into memory") from None
     except Exception as error:
@@ -120,7 +120,10 @@ def _as_bad_images() -> Iterator[None]:
 def _decoded(content: bytes) -> tuple[Image.Image, str]:
     """The image and why its bytes can not be kept ("" if they can)."""
     Image.MAX_IMAGE_PIXELS = None  # the limits below are ours
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BadImage(_other_kind(content)) from None
     kind, (width, height) = image.format, image.size
     limit = MEGAPIXELS_JPEG if kind in ("JPEG", "MPO") else MEGAPIXELS
     if width * height > limit * 1e6:
@@ -139,6 +142,22 @@ def _decoded(content: bytes) -> tuple[Image.Image, str]:
     if kind == "PNG" and _orientation(image) != 1:
         return image, "rotated PNG"
     return image, ""
+
+
+NO_IMAGE = "not an image"
+
+
+def _other_kind(content: bytes) -> str:
+    """What a file is that is no image here, by its first bytes."""
+    if content[128:132] == b"DICM":
+        return "DICOM, which is not read: export it as PNG"
+    if content[4:8] == b"ftyp":
+        return "HEIC, AVIF or a film, which is not read: convert it to PNG"
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of a kind that is not read (a whole slide, say): export it as PNG"
+    if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page"
+    return NO_IMAGE
 
 
 def _orientation(image: Image.Image) -> int:

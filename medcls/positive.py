@@ -9,7 +9,8 @@ from medtrain.wording import listed, shown
 # Words of class folders without the disease; "bnt" is the published set's benign tissue.
 ABSENT = {
     "normal", "benign", "bnt", "healthy", "control", "controls", "negative", "neg", "no", "not", "non", "none",
-    "without", "absent", "notumor", "nontumor", "nocancer", "noncancer", "nonmalignant", "uninfected",
+    "without", "absent", "notumor", "nocancer", "nolesion", "uninfected", "free", "frei", "gutartig",
+    "gesund", "nevus", "nevi", "naevus", "lgg",
 }  # fmt: skip
 
 
@@ -35,4 +36,5 @@ def choose_positive(classes: Sequence[str], wanted: str = "") -> int | None:
 
 def _tells_absence(name: str) -> bool:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return not ABSENT.isdisjoint(re.split(r"[\W_]+", spaced.lower()))
+    words = re.split(r"[\W_]+", spaced.lower())
+    return any(word in ABSENT or (word.startswith("non") and len(word) > 5) for word in words)

@@ -27,6 +27,7 @@ from medtrain.trained import read_best
 from medtrain.wording import shown
 
 CHUNK = 128  # images in memory at once
+IMAGES = ("image/", "application/dicom", ".dcm", ".svs", ".ndpi")  # what a file is by its name
 
 
 @dataclass
@@ -105,7 +106,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
         raise UserError(f"{shown(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))
     noted = [path for path, line in zip(files, lines[1:], strict=True) if line[-1]]
-    lost = sum((mimetypes.guess_type(path.name)[0] or "").startswith("image/") for path in noted)  # by their names
+    lost = sum((mimetypes.guess_type(path.name)[0] or path.suffix.lower()).startswith(IMAGES) for path in noted)
     return f"{len(files)} files in {out}" + (f", {len(noted)} of them could not be read" if noted else ""), lost
 
 
@@ -113,7 +114,8 @@ def _files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
         return
-    yield from sorted(path for path in place.rglob("*") if path.is_file() and not is_litter(path.name))
+    yield from sorted(path for path in place.rglob("*")
+                      if path.is_file() and not any(map(is_litter, path.relative_to(place).parts)))  # fmt: skip
 
 
 def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weights: Sequence[float]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from medtrain.files import escapes, origin, remove_leftovers, replacing, write_t
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.patients import NAME as PATIENTS
-from medtrain.patients import read_patients
+from medtrain.patients import has_patients, read_patients
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.results import to_csv
@@ -50,6 +51,9 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
         print(f"note: {note}", flush=True)
     chunks = _chunks(data)
     recipes = [_recipe(data, chunk) for chunk in chunks]
+    print(f"{data.root}: {data.in_words()}", flush=True)
+    if place != data.root and has_patients(place):
+        raise UserError(f"{place / PATIENTS} lies above the folder of the images: move it to {data.root}.")
     patients = read_patients(data.root, {path for path, _ in data.files}, "file")
     known = [data.classes, recipes, *([patients] if patients else [])]
     wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
@@ -101,6 +105,7 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
         "conflicts": [[paths[n] for n in held] for held in conflicts(digests, targets)],
         "files": len(data.files),
         "patients": len(set(patients.values())),
+        "nobodys": sum(path not in patients for path, _ in data.files) if patients else 0,
         "wanted": wanted,
     }
     _report(facts, out)
@@ -158,7 +163,8 @@ def _refuse_bad(root: Path, bad: list[list[str]], strict: bool) -> None:
 def _report(facts: dict[str, Any], out: Path) -> None:
     """Tell what was set aside, on stderr and in a list beside the cache, and what lies under several classes."""
     if facts.get("patients"):
-        print(f"{facts['patients']} patients are told by {PATIENTS}: no split cuts one", flush=True)
+        nobodys = f", {facts['nobodys']} of {facts['files']} images have none" if facts.get("nobodys") else ""
+        print(f"{facts['patients']} patients are told by {PATIENTS}{nobodys}: no split cuts one", flush=True)
     bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
     for path, reason in bad[:20]:
         print(f"set aside: {path}: {reason}", file=sys.stderr)
@@ -178,7 +184,7 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
     for path, _ in files:
         try:
             if (Path(root) / path).is_symlink() and escapes(Path(root), Path(root) / path):
-                raise images.BadImage("a link that leaves the data folder")
+                raise images.BadImage("a link that leaves the data folder; MEDTRAIN_FOLLOW_LINKS=1 allows it")
             made = images.examine(images.read_file(Path(root) / path))
         except images.BadImage as error:
             bad.append([path, str(error)])
@@ -260,7 +266,8 @@ def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
             stats.append([path, stat.st_size, stat.st_mtime_ns])
         except OSError:  # it is set aside, with its reason, when it is read
             stats.append([path, None, None])
-    text = json.dumps([asdict(Preparation()), stats])
+    follows = os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1"  # what was set aside as a link is looked at again
+    text = json.dumps([asdict(Preparation()), stats, *([follows] if follows else [])])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -19,19 +19,28 @@ def read_patients(folder: Path, names: Collection[str], what: str) -> dict[str, 
     not in the answer; without a file it is empty. Raises UserError where the file can not be read, names what is not
     there, or gives a name two patients.
     """
-    path = folder / NAME
-    if not path.exists():
+    path = _place(folder)
+    if path is None:
         return {}
     owner: dict[str, str] = {}
     for number, (name, patient) in enumerate(_rows(path, what), start=2):
         if name not in names:
-            raise UserError(
-                f"{path}, line {number}: {shown(name, 80)} is no {what} of this data set: correct the name."
-            )
+            raise UserError(f"{path}, line {number}: {shown(name, 80)} is no {what} of this data set: write it as "
+                            f"{shown(min(names), 80)}.")  # fmt: skip
         if owner.setdefault(name, patient) != patient:
             raise UserError(f"{path}, line {number}: {shown(name, 80)} has two patients: keep one.")
     numbers = {patient: n for n, patient in enumerate(dict.fromkeys(owner[name] for name in sorted(owner)))}
     return {name: numbers[patient] for name, patient in owner.items()}
+
+
+def has_patients(folder: Path) -> bool:
+    """Whether there is such a file."""
+    return _place(folder) is not None
+
+
+def _place(folder: Path) -> Path | None:
+    """The file in whatever case its name is written, as systems and people differ in it."""
+    return next((path for path in sorted(folder.iterdir()) if path.name.lower() == NAME), None)
 
 
 def owners(ids: Iterable[str], numbers: Mapping[str, int], name_of: Callable[[str], str]) -> dict[str, str]:
@@ -53,16 +62,26 @@ def owners(ids: Iterable[str], numbers: Mapping[str, int], name_of: Callable[[st
 
 
 def _rows(path: Path, what: str) -> list[tuple[str, str]]:
+    """(name, patient) of each line; columns may be parted by , ; or tabs, and paths written as Windows does."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MB: keep its two columns only.")
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            head = file.readline()
+            parted = max(",;\t", key=head.count)
+            names = [name.strip().lower() for name in next(csv.reader([head], delimiter=parted, strict=True), [])]
+            rows = list(csv.DictReader(file, names, delimiter=parted, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can not be read ({shown(error, 80)}): write it as CSV in UTF-8.") from None
+    if not {what, "patient"} <= set(names):
+        raise UserError(
+            f"{path}, line 1: the columns {what} and patient are needed, not {shown(', '.join(names), 80)}."
+        )
+    if not rows:
+        raise UserError(f"{path} names nobody: fill it in, or remove it.")
     for number, row in enumerate(rows, start=2):
         if not (row.get(what) or "").strip() or not (row.get("patient") or "").strip():
             raise UserError(
                 f"{path}, line {number}: the columns {what} and patient are needed, filled in on every line."
             )
-    return [(row[what].strip(), row["patient"].strip()) for row in rows]
+    return [(row[what].strip().replace("\\", "/").removeprefix("./"), row["patient"].strip()) for row in rows]

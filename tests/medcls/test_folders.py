@@ -54,6 +54,8 @@ def test_litter_is_no_image(tmp_path: Path) -> None:
     make(tmp_path, "d/a", "d/b", "d/__MACOSX", ".git/x")
     (tmp_path / "d" / "a" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "d" / "a" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "d" / "a" / "Icon\r").write_bytes(b"x")
+    make(tmp_path, "d/a/@eaDir", "d/$RECYCLE.BIN")
     (tmp_path / "d" / "a" / "notes.txt").write_bytes(b"x")  # may be anything: it is examined and set aside by name
     assert [path for path, _ in read_folders(tmp_path / "d").files] == [
         "a/0.jpg", "a/1.jpg", "a/notes.txt", "b/0.jpg", "b/1.jpg",
@@ -73,6 +75,11 @@ def test_nothing_is_dropped_silently(tmp_path: Path) -> None:
         read_folders(tmp_path)
 
 
+def test_what_was_found_in_words(tmp_path: Path) -> None:
+    make(tmp_path, "X/a", "X/b", "Y/c", "Y/d")
+    assert read_folders(tmp_path).in_words() == "X (a, b); Y (c, d)"
+
+
 def test_refusals(tmp_path: Path) -> None:
     make(tmp_path / "one", "c/only")
     make(tmp_path / "empty", "c/a", "c/b")
@@ -80,12 +87,17 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "empty" / "c" / "b").mkdir()
     make(tmp_path / "deep", "x/y/z/w", "v/y/z/w")
     make(tmp_path / "uneven", "x/y", "x/z", "flat")
+    make(tmp_path / "kaggle", "Training/a", "Training/b", "Testing/a", "Testing/b")
+    make(tmp_path / "halves", "train", "test")
+    make(tmp_path / "masked", "x/images", "x/masks", "y/images", "y/masks")
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").write_text("x")
     for name, words in [
         ("one", "one class only (only)"), ("empty", "b is empty"), ("deep", "nested too deep"),
         ("uneven", "flat has no class folders"), ("nothing", "holds no class folders"), ("file", "is not a folder"),
-        ("absent", "is not a folder"),
+        ("absent", "is not a folder"), ("kaggle", "is sorted into Testing and Training, which are no classes"),
+        ("halves", "is sorted into test and train, which are no classes"),
+        ("masked", "x holds images and masks, which are no classes"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=words.replace("(", r"\(").replace(")", r"\)")) as caught:
             read_folders(tmp_path / name)

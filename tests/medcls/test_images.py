@@ -116,13 +116,17 @@ def test_16_bits_keep_their_order() -> None:
     [
         (b"", "empty file"),
         (b"some text", "not an image"),
+        (bytes(128) + b"DICM" + bytes(9), "DICOM, which is not read: export it as PNG"),
+        (bytes(4) + b"ftypheic" + bytes(99), "HEIC, AVIF or a film"),
+        (b"II*\0" + bytes(99), "a TIFF of a kind that is not read"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
         (encode(picture(300, 300), "JPEG")[:-900], "truncated"),
         (encode(picture(300, 300))[:-400], "truncated"),
         (encode(picture(), "JPEG")[:60], ""),
         (encode(Image.new("1", (20000, 20000))), "20000 x 20000 pixels are more than 100 megapixels"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 200, ""),
     ],
-    ids=["empty", "text", "short jpeg", "short png", "head only", "enormous", "zeros"],
+    ids=["empty", "text", "dicom", "heic", "tiff", "page", "short jpeg", "short png", "head only", "enormous", "zeros"],
 )
 def test_what_can_not_be_used_is_told(content: bytes, words: str) -> None:
     with pytest.raises(images.BadImage, match=words) as caught:

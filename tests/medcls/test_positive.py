@@ -25,6 +25,12 @@ from medtrain.image_cache import ImageCache
         (("abnormal", "other"), "other"),  # no word of absence: the second
         (("normal", "not_normal"), "not_normal"),  # both have one: the second
         (("0", "1"), "1"),
+        (("HGG", "LGG"), "HGG"),
+        (("Melanoma", "Nevus"), "Melanoma"),
+        (("Cancerous", "Noncancerous"), "Cancerous"),
+        (("Tumor", "Tumour-free"), "Tumor"),
+        (("bösartig", "gutartig"), "bösartig"),
+        (("node", "nodule"), "nodule"),  # these begin with "no" by chance
         *((names, names[1]) for names in PUBLISHED.values() if len(names) == 2),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_list_of_patients_joins_their_images(
     (folder / "patients.csv").write_text(f"file,patient\n{rows}")
     out = prepare_folder(folder, tmp_path / "c.h5")
     cache = ImageCache(out)
-    assert "5 patients are told by patients.csv" in capsys.readouterr().out
+    assert "5 patients are told by patients.csv, 80 of 100 images have none: no split" in capsys.readouterr().out
     assert cache.ids == before.ids
     assert np.array_equal(cache.near, before.near)
     assert np.array_equal(before.near, before.group)
@@ -197,3 +197,25 @@ def test_a_list_of_patients_joins_their_images(
     (folder / "patients.csv").write_text(f"file,patient\n{rows.replace('patient 4', 'patient 3')}")
     prepare_folder(folder, out)
     assert "it is made again" in capsys.readouterr().out
+
+
+def test_a_list_of_patients_above_the_images_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    above.mkdir()
+    folder.rename(above / "Multi Cancer")
+    (above / "patients.csv").write_text("file,patient\n")
+    with pytest.raises(UserError, match=r"above the folder of the images: move it to .*Multi Cancer"):
+        prepare_folder(above, tmp_path / "c.h5")
+
+
+def test_links_are_looked_at_again_where_they_are_allowed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted((folder / "Oral Cancer" / "oral_scc").iterdir())[0]
+    first.rename(tmp_path / first.name)
+    first.symlink_to(tmp_path / first.name)
+    out = prepare_folder(folder, tmp_path / "c.h5")
+    assert "leaves the data folder; MEDTRAIN_FOLLOW_LINKS=1 allows it" in capsys.readouterr().err
+    assert len(ImageCache(out).ids) == 99
+    monkeypatch.setenv("MEDTRAIN_FOLLOW_LINKS", "1")
+    assert len(ImageCache(prepare_folder(folder, out)).ids) == 100

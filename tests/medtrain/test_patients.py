@@ -21,13 +21,27 @@ def test_numbers_stand_for_patients_in_the_order_of_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("patients.csv", "case;patient\na;1\nb;2\n"),
+        ("Patients.CSV", "Patient\tCase\n1\ta\n2\tb\n"),
+        ("patients.csv", "case, Patient\n.\\a,1\n./b, 2\n"),
+    ],
+)
+def test_other_ways_to_write_it(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_patients(tmp_path, CASES, "case") == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"case,patient\na,1\nz,1\n", "line 3: z is no case of this data set"),
         (b"case,patient\na,1\na,2\n", "line 3: a has two patients"),
         (b"case,patient\na,1\nb,\n", "line 3: the columns case and patient are needed"),
-        (b"case;patient\na;1\n", "line 2: the columns case and patient are needed"),
-        (b"file,patient\na,1\n", "line 2: the columns case and patient are needed"),
+        (b"file,patient\na,1\n", "line 1: the columns case and patient are needed, not file, patient"),
+        (b"", "line 1: the columns case and patient are needed"),
+        (b"case,patient\n", "names nobody: fill it in, or remove it"),
         (b"case,patient\n\xff\xfe,1\n", "can not be read"),
         (b'case,patient\n"a,1\n', "can not be read"),
     ],
