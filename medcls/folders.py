@@ -89,8 +89,6 @@ def read_folders(place: Path) -> ImageFolder:
 def _refuse_other_orders(root: Path, names: Sequence[str]) -> None:
     """UserError where folders that should be cancers or classes are parts of a split, or images beside their masks."""
     told, known = " and ".join(names), {name.lower() for name in names}
-    if not known:
-        return
     if known <= PARTS:
         raise UserError(f"{root} is sorted into {told}, which are no classes: put all images of a class into one "
                         "folder (splits are made here, without copies on both sides).")  # fmt: skip
@@ -117,7 +115,8 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
     strays = [path for path in strays if path.name.lower() != PATIENTS]
     if strays:
         notes.append(f"{len(strays)} files lie beside the class folders and are left out, such as {min(strays).name}.")
-    _refuse_other_orders(root, list(cancers) if len(cancers) > 1 else [])
+    if len(cancers) > 1:
+        _refuse_other_orders(root, list(cancers))
     for cancer, folders in cancers.items():
         _refuse_other_orders(folders[0].parent, [folder.name for folder in folders])
         if len(folders) < 2:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_
 from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.errors import UserError
-from medtrain.files import escapes, origin, remove_leftovers, replacing, write_text
+from medtrain.files import escapes, follows_links, origin, remove_leftovers, replacing, write_text
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.patients import NAME as PATIENTS
@@ -266,8 +265,8 @@ def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
             stats.append([path, stat.st_size, stat.st_mtime_ns])
         except OSError:  # it is set aside, with its reason, when it is read
             stats.append([path, None, None])
-    follows = os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1"  # what was set aside as a link is looked at again
-    text = json.dumps([asdict(Preparation()), stats, *([follows] if follows else [])])
+    # what was set aside as a link is looked at again where links may be followed now
+    text = json.dumps([asdict(Preparation()), stats, *([True] if follows_links() else [])])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """BraTS case folders, and folders like them: four files of a case and its label, known by how their names end."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,9 @@ def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) 
             stay_inside(folder, path)
     _join_lone_labels(groups)
     cases, lacking, beginnings = [], [], []
+    held = Counter(place for place, _ in groups)  # cases of each folder
     for (place, beginning), found in sorted(groups.items()):
-        alone = sum(parent == place for parent, _ in groups) == 1
+        alone = held[place] == 1
         named = place.name if place != folder else place.resolve().name
         name = usable(named if alone else beginning, place)
         missing = [channel for channel in CHANNELS if channel not in found]

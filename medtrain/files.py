@@ -122,8 +122,13 @@ def owner_of(out: Path, *, sweep: bool = True) -> str:
     return "a data set" if part_of_set and (out.resolve().parent / "dataset.json").exists() else ""
 
 
+def follows_links() -> bool:
+    """Whether links may lead out of a folder: MEDTRAIN_FOLLOW_LINKS=1 says so."""
+    return os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1"
+
+
 def escapes(root: Path, path: Path) -> bool:
-    """Whether links lead out of `root` from a path that lies in it by its words. MEDTRAIN_FOLLOW_LINKS=1 lets them."""
-    if os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1":
+    """Whether links lead out of `root` from a path that lies in it by its words, and may not."""
+    if follows_links():
         return False
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
