@@ -49,7 +49,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
         "bench": ["blosc2"],
     },
 )

@@ -26,6 +26,27 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
 
+# With workers (`tests/run.sh`), a file's tests stay with one of them, for its fixtures' sake, and those of a real SLURM
+# too, which a machine has once; what takes longest begins first.
+LONGEST = (
+    "real_slurm", "system/test_main_job.py", "system/test_torture.py", "launch/test_sweep.py",
+    "medtrain/test_zero.py", "medtrain/test_strategy.py", "medcls/test_training.py", "system/test_fuzz.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not hasattr(config, "workerinput"):
+        return
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+
+    def group(item: pytest.Item) -> str:
+        return "real_slurm" if item.get_closest_marker("real_slurm") else str(item.path.relative_to(ROOT / "tests"))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: ranks.get(group(item), len(ranks)))
+
 
 @pytest.fixture(autouse=True)
 def no_rank_stays() -> Iterator[None]:
