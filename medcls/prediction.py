@@ -18,7 +18,7 @@ from medcls.task import class_probs
 from medtrain import checkpoint
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
-from medtrain.files import write_text
+from medtrain.files import walk_files, write_text
 from medtrain.pipeline import ImageLoader
 from medtrain.progress import Progress
 from medtrain.results import to_csv
@@ -114,8 +114,7 @@ def _files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
         return
-    yield from sorted(path for path in place.rglob("*")
-                      if path.is_file() and not any(map(is_litter, path.relative_to(place).parts)))  # fmt: skip
+    yield from sorted(path for path in walk_files(place, is_litter) if path.is_file())
 
 
 def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weights: Sequence[float]) -> list[list[str]]:

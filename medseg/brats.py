@@ -1,13 +1,12 @@
 """BraTS case folders, and folders like them: four files of a case and its label, known by how their names end."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, refuse_twins, stay_inside, usable
 from medtrain.errors import UserError
+from medtrain.files import walk_files
 
 LABEL = "label"
 # How names end, after _ or - or as the whole name: BraTS up to 2021 and from 2023, BIDS, UCSF-PDGM.
@@ -28,8 +27,8 @@ def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) 
     A case that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
     """
     groups: dict[tuple[Path, str], Files] = {}
-    for path in _scans(folder):
-        told = role_of(case_id(path))
+    for path in walk_files(folder, lambda name: name.startswith(".")):
+        told = role_of(case_id(path)) if path.name.endswith(SUFFIXES) else None
         if told:
             role, beginning = told
             found = groups.setdefault((path.parent, beginning), {})
@@ -71,20 +70,6 @@ def role_of(stem: str) -> tuple[str, str] | None:
         return None
     length, role = max(endings)
     return role, stem[: len(stem) - length].rstrip("_-")
-
-
-def _scans(folder: Path) -> Iterator[Path]:
-    """NIfTI files at or below a folder, in order, through links to folders, each folder once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in sorted(files):
-            if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(place) / name
 
 
 def _join_lone_labels(groups: dict[tuple[Path, str], Files]) -> None:

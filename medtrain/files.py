@@ -6,7 +6,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,20 @@ def owner_of(out: Path, *, sweep: bool = True) -> str:
             return what
     part_of_set = out.resolve().name.startswith(("images", "labels"))  # of the Decathlon's form
     return "a data set" if part_of_set and (out.resolve().parent / "dataset.json").exists() else ""
+
+
+def walk_files(folder: Path, passed_over: Callable[[str], bool]) -> Iterator[Path]:
+    """Files at or below a folder, in order, through links to folders, each folder once.
+
+    Files and folders whose name is `passed_over` are left out.
+    """
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        known = real in seen
+        seen.add(real)
+        folders[:] = [] if known else sorted(name for name in folders if not passed_over(name))
+        yield from () if known else (Path(place) / name for name in sorted(files) if not passed_over(name))
 
 
 def follows_links() -> bool:

@@ -54,6 +54,17 @@ def test_members_are_averaged_with_weights(runs: list[Path], pictures: Path, tmp
         assert float(line["p:oral_scc"]) == pytest.approx(mean, abs=3e-6)
 
 
+def test_linked_folders_are_seen_once(runs: list[Path], pictures: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    (chosen / "later").mkdir(parents=True)
+    (chosen / "linked").symlink_to(pictures / "Oral Cancer" / "oral_scc")
+    (chosen / "later" / "up").symlink_to(chosen)
+    (chosen / "later" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert run_main("predict", "--members", runs[0], "--image", chosen, "--out", tmp_path / "p.csv") == 0
+    files = [path.name for path in (pictures / "Oral Cancer" / "oral_scc").iterdir()]
+    assert list(table(tmp_path / "p.csv")) == [f"linked/{name}" for name in sorted(files)]
+
+
 def test_refusals(runs: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     one = next(iter((pictures / "Oral Cancer" / "oral_scc").iterdir()))
