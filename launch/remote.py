@@ -115,17 +115,13 @@ def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missin
         mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
                 if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
         if mine:
-            array = Array(f"{name}-{recipe_name}", [], cluster.time, cluster.partition, request.nodes,
-                          request.processes, throttle=cluster.throttle)  # fmt: skip
+            array = Array(f"{name}-{recipe_name}", [], request.nodes, request.processes, throttle=cluster.throttle)
             gpus = array.gpus_per_node(cluster)
             calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
                      for r, f in mine]  # fmt: skip
             arrays.append(replace(array, calls=calls))
-    cpu = cluster.without_gpus()
-    before = Array(f"{name}-prepare", [PrepareJob(str(out))], cpu.time, cpu.partition, gpus=False)
-    last = Array(f"{name}-finish", [], cpu.time, cpu.partition, gpus=False)
-    if DOORS[plan["task"]].FINISH_ON_GPU:
-        last = Array(last.name, [], cluster.time, cluster.partition)
+    before = Array(f"{name}-prepare", [PrepareJob(str(out))], gpus=False)
+    last = Array(f"{name}-finish", [], gpus=DOORS[plan["task"]].FINISH_ON_GPU)
     final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))
     return Jobs(cluster, before if prepare else None, arrays, replace(last, calls=[final]))
 
@@ -139,7 +135,7 @@ def table(jobs: Jobs) -> str:
             "prepare has succeeded" if jobs.prepare and array is not jobs.prepare else "")  # fmt: skip
         hours = f"{array.gpu_hours(jobs.cluster):g}"
         lines.append([array.name, tasks, min(array.throttle or tasks, tasks), array.nodes, array.processes,
-                      array.gpus_per_node(jobs.cluster), array.time, hours, waits])  # fmt: skip
+                      array.gpus_per_node(jobs.cluster), array.on(jobs.cluster).time, hours, waits])  # fmt: skip
     members = sum(len(array.calls) for array in jobs.arrays)
     total = f"{members} members, at most {jobs.gpu_hours:g} GPU-hours if none is requeued."
     return to_markdown([HEAD, *lines], [total])

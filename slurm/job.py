@@ -8,14 +8,14 @@ by itself while it is preempted.
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from medslurm import commands
 
 WARNING, END = "warning", "end"
 # What a step, a validation or a scan may take after the warning before the job is requeued as it is.
@@ -50,32 +50,27 @@ class ThisJob:
             "LOCAL_WORLD_SIZE": str(self.local_world), "MASTER_ADDR": self.nodes[0],
         }  # fmt: skip
 
-    def requeue(self) -> bool:
-        """Ask SLURM to run this job again; False where it refuses, as when it is requeued already.
+    def requeue(self) -> None:
+        """Ask SLURM to run this job again; it refuses where the job is requeued already, for one.
 
         By name: the last task of an array has the array's own number, which would requeue all of its tasks.
         """
-        for _ in range(10):
-            try:
-                done = subprocess.run(["scontrol", "requeue", self.name], capture_output=True, text=True, check=False)
-            except OSError:  # inside a container: the batch script outside of it asks (see `submit.after_srun`)
-                Path(os.environ["SUBMITIT_FOLDER"], f".requeue-{self.raw}").touch()
-                return True
-            if done.returncode == 0:
-                print(f"requeued job {self.name}", flush=True)
-                return True
-            print(f"scontrol requeue {self.name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-            if "contact" not in done.stderr and "timed out" not in done.stderr:
-                return False
-            time.sleep(3)  # the controller restarts
-        return False
+        words = ["scontrol", "requeue", self.name]
+        try:
+            done = commands.call(words, patience_s=30)  # the controller may be restarting
+        except commands.ClusterError:  # inside a container: the batch script outside asks (see `submit.after_srun`)
+            Path(os.environ["SUBMITIT_FOLDER"], f".requeue-{self.raw}").touch()
+            return
+        if done.returncode:
+            print(f"{' '.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+        else:
+            print(f"requeued job {self.name}", flush=True)
 
     def preempted(self) -> bool:
         """Whether SLURM is taking this job away for another one, rather than cancelling it."""
         try:
-            done = subprocess.run(["scontrol", "-o", "show", "job", self.name], capture_output=True, text=True,
-                                  check=False)  # fmt: skip
-        except OSError:
+            done = commands.call(["scontrol", "-o", "show", "job", self.name], patience_s=15)
+        except commands.ClusterError:
             return False
         when = re.search(r"\bPreemptTime=(\S+)", done.stdout)
         taken = when is not None and when.group(1) not in ("None", "Unknown", "N/A")

@@ -26,12 +26,14 @@ class Array:
 
     name: str
     calls: Sequence[Callable[[], Any]]
-    time: str
-    partition: str
     nodes: int = 1
     processes: int = 1
     gpus: bool = True
     throttle: int = 0
+
+    def on(self, cluster: Cluster) -> Cluster:
+        """The cluster as jobs of this kind meet it: time, partition and all else that they ask for."""
+        return cluster if self.gpus else cluster.without_gpus()
 
     def gpus_per_node(self, cluster: Cluster) -> int:
         """GPUs on each of its nodes: one a process."""
@@ -39,12 +41,12 @@ class Array:
 
     def gpu_hours(self, cluster: Cluster) -> float:
         """At most, if every task takes its whole time once."""
-        return len(self.calls) * self.nodes * self.gpus_per_node(cluster) * (minutes(self.time) or 0) / 60
+        return len(self.calls) * self.nodes * self.gpus_per_node(cluster) * (minutes(self.on(cluster).time) or 0) / 60
 
 
 def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> Any:
     """submitit's executor with everything that sbatch will be told."""
-    cluster = cluster if array.gpus else cluster.without_gpus()
+    cluster = array.on(cluster)
     python = f"{PATIENT_SHELL} {cluster.python_command()}"
     made = _kind()(folder, max_num_timeout=10**6, python=python)
     gpus = array.gpus_per_node(cluster)
@@ -55,7 +57,7 @@ def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: st
     if memory := cluster.memory(gpus):
         more["mem"] = memory
     wanted = {
-        "job_name": array.name, "time": minutes(array.time), "partition": array.partition or None,
+        "job_name": array.name, "time": minutes(cluster.time), "partition": cluster.partition or None,
         "account": cluster.account or None, "qos": cluster.qos or None, "constraint": cluster.constraint or None,
         "nodes": array.nodes, "ntasks_per_node": array.processes, "cpus_per_task": cluster.cpus_per_gpu,
         "gres": f"gpu:{typed}" if gpus and cluster.gpus_as == "gres" else None,
@@ -111,7 +113,8 @@ def text(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = 
 def check(cluster: Cluster, array: Array, folder: Path) -> None:
     """Ask SLURM whether it would take this job; raises ClusterError in its words with the line that is to blame."""
     key, limit = _key("partition", cluster, array), _key("time", cluster, array)
-    for partition in filter(None, array.partition.split(",")):
+    asked = array.on(cluster)
+    for partition in filter(None, asked.partition.split(",")):
         try:
             longest = commands.partition(partition).get("MaxTime", "UNLIMITED")
         except ClusterError as error:
@@ -119,7 +122,7 @@ def check(cluster: Cluster, array: Array, folder: Path) -> None:
                 remedy = "Submit from a login node, or try again when its controller is back."
                 raise ClusterError(f"SLURM does not answer: {error}. {remedy}") from None
             raise ClusterError(f"{cluster.where(key)}: SLURM says: {error}.") from None
-        if (minutes(array.time) or 0) > (minutes(longest) or 0):
+        if (minutes(asked.time) or 0) > (minutes(longest) or 0):
             raise ClusterError(f"{cluster.where(limit)}: partition {partition} allows {longest} at most.")
     first = replace(array, calls=array.calls[: most_tasks()])
     with tempfile.TemporaryDirectory() as place:
@@ -161,8 +164,7 @@ def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str 
     share = -(-array.throttle // len(parts)) if array.throttle else 0
     jobs: list[str] = []
     for part in parts:
-        some = Array(array.name, part, array.time, array.partition, array.nodes, array.processes, array.gpus, share)
-        made = executor(cluster, some, folder, code, after)
+        made = executor(cluster, replace(array, calls=part, throttle=share), folder, code, after)
         with _clean():
             jobs += [job.job_id for job in _retried(made, part)]
     return jobs
