@@ -17,6 +17,7 @@ SPELLINGS = {
     "T1Gd": ("t1gd", "t1ce", "t1c", "t1wgd", "gdt1w", "t1post"),
     "T2w": ("t2", "t2w"),
 }
+NAMED_BY_PATIENT = re.compile(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+|(sub-[A-Za-z0-9]+)(?:_.*)?|(UPENN-GBM-\d+)_\d+")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ def channel_of(name: str) -> str:
 
 
 def patient_of(case: str) -> str:
-    """Whose scan a case is by BraTS 2023's names: `BraTS-GLI-00005-001` is one of patient 00005. Else its own name."""
-    found = re.fullmatch(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+", case)
-    return found[1] if found else case
+    """Whose scan a case is by the names of BraTS 2023 (`BraTS-GLI-00005-001` is one of patient 00005), of BIDS
+    (`sub-01_ses-2`) and of UPENN-GBM (`UPENN-GBM-00001_21`). Else its own name.
+    """
+    found = NAMED_BY_PATIENT.fullmatch(case)
+    return next(filter(None, found.groups())) if found else case
 
 
 def stay_inside(folder: Path, path: Path) -> None:

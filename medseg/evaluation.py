@@ -1,6 +1,7 @@
 """Scores of trained members and of their mean on a labelled cohort that none of them needs to have come from."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from medseg.aside import Aside, report
+from medseg.cases import patient_of
 from medseg.cohort import CacheCohort, Cohort, ScanCohort
 from medseg.geometry import paste
 from medseg.kept import Kept, Scores, weights_of
@@ -135,12 +137,18 @@ def _split(run: Path) -> Mapping[str, set[str]] | None:
 
 
 def _seen(splits: Sequence[Mapping[str, set[str]] | None], ids: Sequence[str]) -> str:
-    """How many cases one of some members was trained on, and how many others chose its checkpoint, in words."""
+    """How many cases one of some members was trained on, how many others are of patients that it was trained on by
+    their names, and how many chose its checkpoint, in words.
+    """
     known = [split for split in splits if split is not None]
-    train = set(ids).intersection(*[set().union(*(split["train"] for split in known))])
-    val = set(ids).intersection(*[set().union(*(split["val"] for split in known))]) - train
-    words = [f"{len(train)} of {len(ids)} cases were in training"] if train else []
-    words += [f"{len(val)} of {len(ids)} chose the checkpoint"] if val else []
+    train, val = (set[str]().union(*(split[part] for split in known)) for part in ("train", "val"))
+    patients = {patient_of(case) for case in train}
+    trained, related, chose = "were in training", "are of patients in training", "chose the checkpoint"
+    counts = Counter(
+        trained if case in train else related if patient_of(case) in patients else chose if case in val else ""
+        for case in ids
+    )
+    words = [f"{counts[what]} of {len(ids)} cases {what}" for what in (trained, related, chose) if counts[what]]
     words += ["seen cases unknown (no split.json)"] if len(known) < len(splits) else []
     return ", ".join(words)
 

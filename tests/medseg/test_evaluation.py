@@ -173,7 +173,7 @@ def test_a_cache_scores_what_the_run_says_and_seen_cases_are_counted(
     for row in read_rows(runs[0] / "cases.csv"):
         assert found[row.case] == pytest.approx(row.scores, abs=1e-6)
     (line,) = csv.DictReader((out / "table.csv").open(encoding="utf-8"))
-    assert line["note"] == "4 of 5 cases were in training, 1 of 5 chose the checkpoint"
+    assert line["note"] == "4 of 5 cases were in training, 1 of 5 cases chose the checkpoint"
     assert "WARNING: native, by the cases' names: 4 of 5 cases were in training" in capsys.readouterr().err
     copy = tmp_path / "weights only"
     copy.mkdir()
@@ -182,6 +182,18 @@ def test_a_cache_scores_what_the_run_says_and_seen_cases_are_counted(
     assert run_main("evaluate", "--members", copy, "--cache", cache, "--out", out) == 0
     (line,) = csv.DictReader((out / "table.csv").open(encoding="utf-8"))
     assert (line["member"], line["note"]) == ("weights only", "seen cases unknown (no split.json)")
+
+
+def test_other_scans_of_patients_in_training_are_counted(runs: list[Path], cohort: Path, tmp_path: Path) -> None:
+    run, data = Path(shutil.copytree(runs[0], tmp_path / "run")), Path(shutil.copytree(cohort, tmp_path / "data"))
+    (run / "split.json").write_text(json.dumps({"train": ["sub-01_ses-1"], "val": ["HOSPITAL_4"], "test": []}))
+    for path in data.rglob("HOSPITAL_3*"):
+        path.rename(path.with_name(path.name.replace("HOSPITAL_3", "sub-01_ses-2")))
+    listing = data / "dataset.json"
+    listing.write_text(listing.read_text().replace("HOSPITAL_3", "sub-01_ses-2"))
+    assert run_main("evaluate", "--members", run, "--data", data, "--out", tmp_path / "out") == 0
+    (line,) = csv.DictReader((tmp_path / "out" / "table.csv").open(encoding="utf-8"))
+    assert line["note"] == "1 of 2 cases are of patients in training, 1 of 2 cases chose the checkpoint"
 
 
 def test_members_of_one_name_are_told_by_their_paths(runs: list[Path], cohort: Path, tmp_path: Path) -> None:

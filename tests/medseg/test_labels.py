@@ -44,10 +44,13 @@ def test_names_tell_the_map(names: dict[str, str], expected: str | None) -> None
     assert (found.name if found else None) == expected
 
 
-def test_scans_of_one_patient_by_brats_2023s_names() -> None:
+def test_scans_of_one_patient_by_their_names() -> None:
     assert patient_of("BraTS-GLI-00005-000") == patient_of("BraTS-GLI-00005-001") == "BraTS-GLI-00005"
     assert patient_of("BraTS-MEN-00005-000") != patient_of("BraTS-GLI-00005-000")
-    for name in ("BRATS_001", "Brats18_TCIA01_378_1", "BraTS2021_00005"):
+    assert patient_of("sub-01_ses-1") == patient_of("sub-01_ses-2_run-3") == patient_of("sub-01") == "sub-01"
+    assert patient_of("sub-011_ses-1") != patient_of("sub-01_ses-1")
+    assert patient_of("UPENN-GBM-00001_11") == patient_of("UPENN-GBM-00001_21") == "UPENN-GBM-00001"
+    for name in ("subject-01_ses-1", "BRATS_001", "Brats18_TCIA01_378_1", "BraTS2021_00005"):
         assert patient_of(name) == name
 
 
