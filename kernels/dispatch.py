@@ -26,7 +26,6 @@ class FusedUnavailable(RuntimeError):
     """`impl="fused"` was asked for where the fused kernel can not run."""
 
 
-@torch.compiler.assume_constant_result
 def device_refusal(device_type: str) -> str:
     """Why no fused kernel runs on a kind of device, or an empty text."""
     if not HAS_TRITON:
@@ -40,6 +39,11 @@ def device_refusal(device_type: str) -> str:
     major, minor = torch.cuda.get_device_capability()
     # bfloat16 arithmetic needs 8.0
     return "" if major >= 8 else f"the device has compute capability {major}.{minor}, kernels need 8.0"
+
+
+# What torch.compiler.assume_constant_result does; the call itself would import the compiler, for seconds, in every
+# process (a test compares the two).
+device_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def use_fused(kernel: str, impl: Impl, tensors: Sequence[torch.Tensor | None], refusal: str = "") -> bool:

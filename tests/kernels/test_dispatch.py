@@ -1,6 +1,8 @@
 """Which implementation runs: by device, by what was asked, and said once."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,3 +46,18 @@ def test_a_kernels_own_refusal_and_an_unknown_choice() -> None:
         dispatch.use_fused("k", "fused", [x], dispatch.dtype_refusal(x, None))
     with pytest.raises(ValueError, match="must be one of"):
         dispatch.use_fused("k", "quick", [x])  # type: ignore[arg-type]
+
+
+def test_the_compiler_takes_the_devices_answer_for_a_constant() -> None:
+    def asked() -> None: ...
+
+    assert vars(torch.compiler.assume_constant_result(asked)).items() <= vars(dispatch.device_refusal).items()
+
+
+def test_kernels_are_imported_without_the_compiler() -> None:
+    names = ("augment", "conv3d", "group_norm_relu", "region_dice", "upsample_add", "window_accumulate", "trial")
+    code = (
+        "".join(f"import medkernels.{name}\n" for name in names) + "import sys; print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
