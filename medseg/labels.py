@@ -56,9 +56,13 @@ class LabelMap:
             codes[getattr(self, role)] = getattr(other, role)
         return codes[label]
 
-    def label(self, probs_KDHW: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    def in_files(self) -> "LabelMap":
+        """The data set's own codes, where they were recoded as its labels were read."""
+        return IN_FILES.get(self.name, self)
+
+    def label(self, probs_KDHW: np.ndarray) -> np.ndarray:
         """Raw codes (D,H,W) uint8 from region probabilities: ET wins over TC, TC over WT, so regions nest."""
-        tc, wt, et = (probs_KDHW[k] >= threshold for k in range(3))
+        tc, wt, et = (probs_KDHW[k] >= 0.5 for k in range(3))
         label = np.zeros(probs_KDHW.shape[1:], np.uint8)
         label[wt] = self.edema
         label[tc] = self.core
@@ -78,6 +82,8 @@ KNOWN = {
 # Codings of more tissues: what each code of a file becomes. BraTS 2024 after an operation has its cavity as 4, which is
 # no tumour; of children 1 is enhancing, 2 non-enhancing, 3 cyst (of the core), 4 oedema.
 RECODED = {"brats24": {1: 1, 2: 2, 3: 3, 4: 0}, "brats24ped": {1: 3, 2: 1, 3: 1, 4: 2}}
+# The way back; a cyst is predicted as the core that it is part of.
+IN_FILES = {"brats24ped": LabelMap("brats24ped", edema=4, core=2, enhancing=1)}
 
 
 def from_names(names: Mapping[str, str]) -> LabelMap | None:

@@ -118,14 +118,16 @@ def preparing(case_id: str, scan: Scan, label_map: LabelMap) -> Prepared:
 
 
 def predict_scan(files: CaseFiles, members: Sequence[Member], weights: Sequence[float], out: Path) -> Path:
-    """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid."""
+    """Prepare a scan as each member's training data was, average, and write `<id>.nii.gz` on the scan's own grid and
+    in the codes of the members' data set.
+    """
     label_map = members[0].label_map
     prepared = preparing(files.id, read_scan(CaseFiles(files.id, files.images, None), label_map), label_map)
     combined = weighted_mean(native_probs(members, prepared), weights)
     _, grid = prepared(members[0].preparation)
     path = out / f"{files.id}.nii.gz"
     with replacing(path) as temporary:
-        to_nifti(paste(label_map.label(combined), grid), grid).to_filename(temporary)
+        to_nifti(paste(label_map.in_files().label(combined), grid), grid).to_filename(temporary)
     return path
 
 

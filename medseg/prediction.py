@@ -43,7 +43,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     about = [weights_of(runs), list(weights), str(place.absolute())]
     members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     total = len(cases) + len(aside)
-    codes = members[0].label_map.in_words()
+    codes = members[0].label_map.in_files().in_words()
     with claimed(out, runs, weights, codes):
         kept = Kept(out / KEPT.format(digest(about)), about)
         todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]

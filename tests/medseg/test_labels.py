@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from medseg.cases import patient_of
-from medseg.labels import KNOWN, LabelMap, from_names
+from medseg.labels import KNOWN, RECODED, LabelMap, from_names
 
 
 def test_msd_regions() -> None:
@@ -62,3 +62,10 @@ def test_recoding_keeps_the_regions() -> None:
         assert np.array_equal(KNOWN[name].regions(other), KNOWN["msd"].regions(label))
         assert np.array_equal(KNOWN[name].recode(other, KNOWN["msd"]), label)
     assert set(np.unique(KNOWN["msd"].recode(label, KNOWN["brats18"])).tolist()) == {0, 1, 2, 4}
+
+
+@pytest.mark.parametrize("name", sorted(RECODED))
+def test_what_is_written_means_in_the_files_codes_what_was_read(name: str) -> None:
+    read = np.random.default_rng(0).integers(0, 4, (4, 5, 6)).astype(np.uint8)
+    written = KNOWN[name].in_files().label(KNOWN[name].regions(read).astype(np.float32))
+    assert np.array_equal(np.vectorize({0: 0, **RECODED[name]}.get)(written), read)
