@@ -132,7 +132,7 @@ def published_densenet201() -> ClsRecipe:
     return ClsRecipe(
         name="published_densenet201",
         augment=Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0),
-        optim=Optim(name="adam", lr=0.01, weight_decay=0.0, schedule="plateau"),
+        optim=Optim(name="adam", lr=0.01, weight_decay=0.0, schedule="plateau", min_lr=1e-3),
         train=Train(epochs=20, batch=32, workers=4),
     )
 

@@ -53,7 +53,7 @@ class Optim:
     power: float = within(0.9, 0)
     factor: float = within(0.5, 0, below=1)
     patience: int = within(5, 0)
-    min_lr: float = within(1e-3, 0)
+    min_lr: float = within(0.0, 0)
     warmup_steps: int = within(0, 0)
     clip_norm: float = within(0.0, 0)
     ema: float = within(0.0, 0, below=1)

@@ -13,7 +13,12 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 def check_settings(recipe: Recipe, world: int) -> None:
     """Raise UserError for what can not be on so many processes, whatever the device and the network."""
-    train = recipe.train
+    train, optim = recipe.train, recipe.optim
+    if optim.schedule == "plateau" and optim.min_lr >= optim.lr:
+        raise UserError(
+            f"{recipe.name}: optim.schedule=plateau lowers no rate of {optim.lr:g} that optim.min_lr={optim.min_lr:g} "
+            "holds: --set optim.min_lr=0."
+        )
     share = train.accumulate * world
     if train.batch % share:
         raise UserError(

@@ -118,6 +118,7 @@ def test_files_that_recipes_name_are_found_by_jobs_and_looked_at_before_anything
     [
         ("brats_demo", 2, "train.batch=5", "shared by 2 processes x 1 accumulations: --set train.batch=4"),
         ("brats_demo", 2, "train.batch=2 train.strategy=single", "single can not use 2 processes"),
+        ("brats_demo", 1, "optim.schedule=plateau optim.min_lr=0.1", "holds: --set optim.min_lr=0"),
         ("brats_demo", 1, "train.compile=graphs train.accumulate=2 train.batch=2", "graphs can not accumulate 2"),
         ("brats_demo", 1, "train.strategy=deepspeed train.precision=fp16", "does not train in fp16"),
         ("brats_demo", 1, "train.strategy=deepspeed optim.library=apex", "--set optim.library=torch"),
