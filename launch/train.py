@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medlaunch.forecast import add_arguments, forecast, refuse_without_plan
 from medlaunch.options import DOORS, find_recipe, recipe_names
@@ -17,6 +17,9 @@ from medtrain.lock import PATIENCE_S, locked
 from medtrain.processes import end_on_signals, remove_dead_semaphores
 from medtrain.recipe import Recipe, differing
 from medtrain.wording import listed
+
+if TYPE_CHECKING:
+    from medtrain.engine import Engine, Task
 
 
 @contextlib.contextmanager
@@ -58,7 +61,7 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
     try:
         opened = door.open_cache(cache)
         task = door.make_task(recipe, opened)
-        engine = Engine(recipe, task, task.split, out, ranks, stop, profile)
+        engine = Engine(recipe, task, out, ranks, stop, profile)
         problem = ""
         if ranks.is_main:
             try:
@@ -71,6 +74,8 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
         if ranks.is_main:
             write_json(out / "split.json", engine.split.__dict__)
             say_start(recipe, engine, torch.get_num_threads())
+            for warning in task.warnings():
+                print(f"WARNING: {recipe.name}: {warning}", file=sys.stderr, flush=True)
         engine.train()
         engine.load_best()
         done = judge(recipe, engine, task, out)
@@ -90,7 +95,7 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
     return done
 
 
-def judge(recipe: Recipe, engine: Any, task: Any, out: Path) -> dict[str, Any]:
+def judge(recipe: Recipe, engine: "Engine", task: "Task", out: Path) -> dict[str, Any]:
     """The final rows; leaves cases.csv and done.json and returns what the latter holds."""
     from medtrain.results import CaseRow, write_rows
 
@@ -147,7 +152,7 @@ def open_run(recipe: Recipe, cache: Any, out: Path) -> None:
     write_text(there, recipe.to_json())
 
 
-def say_start(recipe: Recipe, engine: Any, threads: int) -> None:
+def say_start(recipe: Recipe, engine: "Engine", threads: int) -> None:
     """One line about what is going to happen."""
     split, ranks = engine.split, engine.ranks
     count = sum(p.numel() for p in engine.strategy.model.parameters())

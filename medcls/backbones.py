@@ -16,6 +16,7 @@ from medtrain.files import replacing
 from medtrain.strategy import Group
 from medtrain.trained import check_tensors
 
+REMEDY = "give a .safetensors or .pt file of this network"
 NAMES = ("densenet201", "mobilenetv3_small_100", "resnetv2_50", "vgg19")
 
 
@@ -84,26 +85,42 @@ def weights_folder(named: str = "") -> Path:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name from a safetensors file, a state dict, or a checkpoint of this program; raises UserError."""
-    remedy = "give a .safetensors or .pt file of this network"
+    content = _content(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no tensors by name: {REMEDY}.")
+    check_tensors(path, content)
+    return content
+
+
+def seen_by(path: Path) -> frozenset[str]:
+    """The images, by their paths in the data folder, that a run's checkpoint was trained or chosen by, or the weights
+    that it began with; none for other files.
+    """
+    if path.suffix == ".safetensors":
+        return frozenset()
+    content = _content(path)
+    told: dict[Any, Any] = content if isinstance(content, dict) else {}
+    split = told.get("split")
+    parts = [told.get("seen_before"), *([split.get("train"), split.get("val")] if isinstance(split, dict) else [])]
+    return frozenset(str(name) for part in parts if isinstance(part, list) for name in part)
+
+
+def _content(path: Path) -> Any:
+    """What a file of weights holds, whatever it is; raises UserError where it can not be read."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            content: Any = load_file(path)
-        else:
-            if zipfile.is_zipfile(path):  # torch compares no checksum, and its files of old have none
-                checkpoint.check(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        if zipfile.is_zipfile(path):  # torch compares no checksum, and its files of old have none
+            checkpoint.check(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is not a file of weights ({type(error).__name__}): {remedy}.") from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no tensors by name: {remedy}.")
-    check_tensors(path, content)
-    return content
+        raise UserError(f"{path} is not a file of weights ({type(error).__name__}): {REMEDY}.") from None
 
 
 def load_backbone(model: nn.Module, name: str, path: Path) -> None:

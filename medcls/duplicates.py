@@ -3,7 +3,7 @@
 N images; a hash is 256 bits, (4,) uint64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -79,6 +79,11 @@ def conflicts(digests: Sequence[bytes], targets: Sequence[int]) -> list[list[int
 
 def leaked_paths(cache: ImageCache, split: Split) -> list[str]:
     """The test images that have a near-duplicate among the training images."""
-    index = {path: n for n, path in enumerate(cache.ids)}
-    trained = {int(cache.near[index[path]]) for path in split.train}
-    return [path for path in split.test if int(cache.near[index[path]]) in trained]
+    return relatives(cache, cache.near, split.train, split.test)
+
+
+def relatives(cache: ImageCache, group_N: np.ndarray, seen: Collection[str], paths: Sequence[str]) -> list[str]:
+    """Those of `paths` that lie in a group of some image that was seen; what is not in the cache has none."""
+    group = dict(zip(cache.ids, group_N.tolist(), strict=True))
+    known = {group[path] for path in seen if path in group}
+    return [path for path in paths if group[path] in known]

@@ -57,9 +57,9 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     known = [data.classes, recipes, *([patients] if patients else [])]
     wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
     folder = out.with_name(out.name + ".parts")
-    if not _holds(out, wanted, place, strict):
+    if not _holds(out, wanted, place, data.root, strict):
         with locked(folder, f"preparing {out.name}", PATIENCE_S):
-            if not _holds(out, wanted, place, strict):  # another process may just have ended
+            if not _holds(out, wanted, place, data.root, strict):  # another process may just have ended
                 remove_leftovers(out.parent, out.name)
                 parts = [folder / f"{recipe}.h5" for recipe in recipes]
                 _examine(data, chunks, parts, workers)
@@ -163,7 +163,7 @@ def _report(facts: dict[str, Any], out: Path) -> None:
     """Tell what was set aside, on stderr and in a list beside the cache, and what lies under several classes."""
     if facts.get("patients"):
         nobodys = f", {facts['nobodys']} of {facts['files']} images have none" if facts.get("nobodys") else ""
-        print(f"{facts['patients']} patients are told by {PATIENTS}{nobodys}: no split cuts one", flush=True)
+        print(f"{facts['patients']} patients are told by {PATIENTS}{nobodys}: no group split cuts one", flush=True)
     bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
     for path, reason in bad[:20]:
         print(f"set aside: {path}: {reason}", file=sys.stderr)
@@ -270,7 +270,7 @@ def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _holds(out: Path, wanted: str, place: Path, strict: bool) -> bool:
+def _holds(out: Path, wanted: str, place: Path, root: Path, strict: bool) -> bool:
     """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
     if not out.exists():
         return False
@@ -283,7 +283,7 @@ def _holds(out: Path, wanted: str, place: Path, strict: bool) -> bool:
     facts = cache.facts
     if facts.get("wanted") == wanted:
         print(f"{out} already holds these {facts['files']} images", flush=True)
-        _refuse_bad(place, facts["bad"], strict)
+        _refuse_bad(root, facts["bad"], strict)
         _report(facts, out)
         return True
     if cache.origin not in ("", origin(place)):

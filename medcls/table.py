@@ -11,7 +11,7 @@ import numpy as np
 
 from medcls import baseline, figures, metrics
 from medcls.audit import audit_lines
-from medcls.duplicates import leaked_paths
+from medcls.duplicates import leaked_paths, relatives
 from medcls.folders import choose_cancer
 from medcls.positive import choose_positive
 from medcls.published import Published, read_published
@@ -78,6 +78,7 @@ class CancerTable:
     lines: list[Line]
     split: str
     leaked: int
+    related: int  # test images with a near-duplicate or another image of their patient in training
     classes: list[str]
     positive: str  # the name of the positive class, "" where there are more than two
 
@@ -123,7 +124,8 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
     vals: dict[str, list[CaseRow]] = {}
     tests: dict[str, list[CaseRow]] = {}
     _, _, classes = select(cache, choose_cancer(cache, recipes[0].data.cancer))
-    for member in members:
+    splits = {recipe.data.fold: make_split(cache, recipe.data) for recipe in recipes}
+    for member, recipe in zip(members, recipes, strict=True):
         run, name = sweep / member["folder"], member["label"]
         if not is_done(run):
             lines.append(Line(name, [], note=f"failed: {why_missing(run)}", failed=True))
@@ -131,29 +133,43 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
         check_trained_on(run, cache)
         done = read_done(run / "done.json", epochs=int)
         rows = _rows_of(run, classes)
+        _check_split(run, rows, splits[recipe.data.fold], cache)
         vals[name] = [row for row in rows if row.part == "val"]
         tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
-        lines.append(Line(name, tests[name], str(done.get("epochs", ""))))
+        lines.append(Line(name, tests[name], str(done["epochs"]), _known(done)))
     missing = [line.member for line in lines if line.failed]
     lines += _spread(lines, members)
     together: list[list[Line]] = []
     base: list[CaseRow] = []
-    leaked = 0
     folds = {recipe.data.fold: recipe for recipe in recipes}
     for fold, recipe in sorted(folds.items()):
         labels = [m["label"] for m, r in zip(members, recipes, strict=True) if r.data.fold == fold]
         mine = [name for name in labels if name in tests]
         if len(mine) > 1:
             together.append(_ensembles({n: vals[n] for n in mine}, {n: tests[n] for n in mine}))
-        split = make_split(cache, recipe.data)
-        leaked += len(leaked_paths(cache, split))
-        base += _baseline_rows(cache, recipe, split)
+        base += _baseline_rows(cache, recipe, splits[fold])
     lines += _joined(together, missing)
     lines.append(Line(baseline.NAME, base))
     positive = choose_positive(classes, next((r.data.positive for r in recipes if r.data.positive), ""))
     lines = [replace(line, positive=positive) for line in lines]
     named = "" if positive is None else classes[positive]
-    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, classes, named)
+    leaked = sum(len(leaked_paths(cache, split)) for split in splits.values())
+    related = sum(len(relatives(cache, cache.group, split.train, split.test)) for split in splits.values())
+    return CancerTable(recipes[0].data.cancer, lines, recipes[0].data.split, leaked, related, classes, named)
+
+
+def _check_split(run: Path, rows: Sequence[CaseRow], split: Split, cache: ImageCache) -> None:
+    """A run of before may have been judged on images that its recipe would train on today."""
+    for part, cases in (("val", split.val), ("test", split.test)):
+        if {row.case for row in rows if row.part == part} != set(cases):
+            raise UserError(f"{run} was judged on other images than its recipe holds out of {cache.path} today: train "
+                            "it again, in another folder.")  # fmt: skip
+
+
+def _known(done: Mapping[str, Any]) -> str:
+    """What a member's done.json tells of the weights that it began with."""
+    seen = done.get("seen_before") or 0
+    return f"{seen} of its test images were known to the weights that it began with" if seen else ""
 
 
 def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:
@@ -256,6 +272,8 @@ def _rules(table: CancerTable) -> str:
         f"{table.cancer}, test images. Recall, precision and F1 are macro means over classes, AUROC is {area}. "
         f"{BRACKETS} 'duplicates across': test images with a near-duplicate among the training images."
     )
+    if table.related > table.leaked:
+        rules += f" {table.related} test images are of a patient with images in training, or near-duplicates."
     if table.positive:
         rules += f" Sensitivity and specificity at 0.5, and 'positive' in table.csv, are of {table.positive}."
     return rules

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from medcls import backbones, figures, images, metrics
 from medcls.augment import Augment, ImageSource
-from medcls.duplicates import leaked_paths
+from medcls.duplicates import leaked_paths, relatives
 from medcls.folders import choose_cancer
 from medcls.positive import choose_positive
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData
@@ -185,7 +185,23 @@ class ClsTask:
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
         name = "" if self.positive is None else self.classes[self.positive]
-        return {"cancer": self.cancer, "positive": name, "split": self.recipe.data.split, "leaked": self.leaked()}
+        return {"cancer": self.cancer, "positive": name, "split": self.recipe.data.split, "leaked": self.leaked(),
+                "seen_before": self.seen_before()}  # fmt: skip
+
+    def warnings(self) -> list[str]:
+        """What the weights that training starts from have learnt of its test images."""
+        seen, count = self.seen_before(), len(self.split.test)
+        words = f"{self.weights} was trained or chosen by {seen} of {count} test images or near-duplicates of them"
+        return [f"{words}: scores will be too good; take weights of a run of the same split."] if seen else []
+
+    def seen_before(self) -> int:
+        """Test images that the weights which training starts from were trained or chosen by, near-duplicates too."""
+        return len(relatives(self.cache, self.cache.near, self.learnt_before, self.split.test))
+
+    @cached_property
+    def learnt_before(self) -> frozenset[str]:
+        """Images that the weights which training starts from were trained or chosen by."""
+        return backbones.seen_by(self.weights) if self.weights else frozenset()
 
     def case_of(self, epoch: int, index: int) -> str:
         """Which training image a sample is."""
@@ -193,7 +209,8 @@ class ClsTask:
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""
-        return {"classes": list(self.classes), "preparation": self.cache.preparation, "weights": self.origin}
+        return {"classes": list(self.classes), "preparation": self.cache.preparation, "weights": self.origin,
+                "seen_before": sorted(self.learnt_before)}  # fmt: skip
 
     @cached_property
     def origin(self) -> dict[str, str]:

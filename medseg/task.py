@@ -141,6 +141,10 @@ class SegTask:
         """The parts of the split that the final rows are about; the last one stands in the table."""
         return [("test", self.split.test)] if self.split.test else [("val", self.split.val)]
 
+    def warnings(self) -> list[str]:
+        """None: networks begin afresh."""
+        return []
+
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
         return {"label_map": self.label_map.name}

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,10 +15,14 @@ from medtrain.precision import DTYPES, autocasts, precision_for
 from medtrain.recipe import Recipe
 from medtrain.sampling import Stream
 
+if TYPE_CHECKING:
+    from medtrain.engine import Task
+
 RECORD, WEIGHTS = "diverged.json", "checkpoint_diverged.pt"
 
 
-def record(run: Path, recipe: Recipe, task: Any, step: int, skipped: int, world: int, content: dict[str, Any]) -> None:
+def record(run: Path, recipe: Recipe, task: "Task", step: int, skipped: int, world: int,
+           content: dict[str, Any]) -> None:  # fmt: skip
     """Write the weights before `step`, and which samples it had, into the run folder."""
     stream = Stream(recipe.train.seed, task.epoch_length(), recipe.train.batch, first_step=step)
     samples = []
@@ -52,7 +56,7 @@ class Share:
     norm: float
 
 
-def replay(run: Path, recipe: Recipe, task: Any, device: torch.device) -> Iterator[Share]:
+def replay(run: Path, recipe: Recipe, task: "Task", device: torch.device) -> Iterator[Share]:
     """Do the recorded step again, share by share as its ranks had it; raises UserError where nothing is recorded."""
     if not (run / RECORD).is_file():
         raise UserError(f"{run / RECORD} is not there: only a run that ended with lost gradients can be replayed.")
@@ -68,7 +72,7 @@ def replay(run: Path, recipe: Recipe, task: Any, device: torch.device) -> Iterat
         yield _share(model, recipe, task, next(loader).to(device), device)
 
 
-def _share(model: nn.Module, recipe: Recipe, task: Any, batch: Any, device: torch.device) -> Share:
+def _share(model: nn.Module, recipe: Recipe, task: "Task", batch: Any, device: torch.device) -> Share:
     precision = precision_for(recipe, device)
     model.zero_grad(set_to_none=True)
     with torch.autocast(device.type, DTYPES[precision], enabled=autocasts(precision)):

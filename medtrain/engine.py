@@ -33,6 +33,10 @@ class Task(Protocol):
     """What the engine asks of a task."""
 
     best_by: str  # which entry of `summary` chooses the best checkpoint; larger is better
+    split: Split
+
+    def warnings(self) -> list[str]:
+        """What is to be told before training: why its scores would mislead."""
 
     def build_model(self) -> nn.Module:
         """The network as training starts from it."""
@@ -41,7 +45,7 @@ class Task(Protocol):
         """Its trainable parameters, with `lr_scale` and `frozen_epochs` a group."""
 
     def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Mean loss over a batch; `outputs` are as `Strategy.forward` gives them, in float32."""
+        """Mean loss over a batch; `outputs` are as `Single.forward` gives them, in float32."""
 
     def predictions(
         self, forward: Forward, cases: Sequence[str], *, thorough: bool
@@ -69,6 +73,12 @@ class Task(Protocol):
     def facts(self) -> dict[str, Any]:
         """Plain values that a checkpoint must carry to be used alone (label map, preparation)."""
 
+    def judged(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Parts whose cases get final rows, by name; the scores are those of the last one."""
+
+    def about(self) -> dict[str, Any]:
+        """What done.json tells beside the scores."""
+
 
 class Engine:
     """One member's training on this rank.
@@ -77,7 +87,7 @@ class Engine:
     `profile` steps are recorded by torch's profiler, on rank 0.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, split: Split, run: Path, ranks: Ranks,
+    def __init__(self, recipe: Recipe, task: Task, run: Path, ranks: Ranks,
                  stop: Callable[[], bool] | None = None, profile: int = 0):  # fmt: skip
         train = recipe.train
         if ranks.world > task.epoch_length():
@@ -85,7 +95,7 @@ class Engine:
                 f"there are {ranks.world} processes for the {task.epoch_length()} samples of an epoch: start fewer, or "
                 "add cases."
             )
-        self.recipe, self.task, self.split, self.run, self.ranks = recipe, task, split, run, ranks
+        self.recipe, self.task, self.split, self.run, self.ranks = recipe, task, task.split, run, ranks
         torch.manual_seed(train.seed)
         torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
         model = task.build_model()

@@ -49,6 +49,7 @@ class OneBatch:
     """A task of one batch, as often as is asked for; while the engine waits for it, the rival takes its step."""
 
     best_by = "mean"
+    split = Split(train=("a",), val=(), test=())
 
     def __init__(self, example: Example, batch: Batch, rival: By_hand, length: int):
         self.example, self.batch, self.rival, self.length = example, batch, rival, length
@@ -102,6 +103,6 @@ def compare(recipe: Any, ranks: Ranks, by_hand: Callable[[Any, Example, Batch], 
     batch = Batch(ours, ranks.device)
     task: Any = OneBatch(ours, batch, by_hand(recipe, theirs, batch), steps * recipe.train.batch)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(recipe, task, Split(train=("a",), val=(), test=()), Path(folder), ranks)
+        engine = Engine(recipe, task, Path(folder), ranks)
         engine.train()
     return statistics.median(task.ours[skip:]), statistics.median(task.theirs[skip:])

@@ -180,7 +180,7 @@ def test_a_list_of_patients_joins_their_images(
     (folder / "patients.csv").write_text(f"file,patient\n{rows}")
     out = prepare_folder(folder, tmp_path / "c.h5")
     cache = ImageCache(out)
-    assert "5 patients are told by patients.csv, 80 of 100 images have none: no split" in capsys.readouterr().out
+    assert "5 patients are told by patients.csv, 80 of 100 images have none: no group split" in capsys.readouterr().out
     assert cache.ids == before.ids
     assert np.array_equal(cache.near, before.near)
     assert np.array_equal(before.near, before.group)

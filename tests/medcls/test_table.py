@@ -15,13 +15,14 @@ from medcls import door, metrics, table
 from medcls.baseline import NAME, histogram_probs
 from medcls.folders import PUBLISHED
 from medcls.published import read_published
-from medcls.recipes import ALL_CANCERS, ClsRecipe, slug
+from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData, slug
 from medcls.task import make_split, select
 from medtrain.ensemble import log_loss_weights
 from medtrain.errors import UserError
 from medtrain.files import write_json, write_text
 from medtrain.image_cache import ImageCache
 from medtrain.results import CaseRow, read_rows, write_rows
+from medtrain.sampling import Split
 
 Tiny = Callable[..., ClsRecipe]
 
@@ -130,8 +131,18 @@ def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
     assert {line["sensitivity"] for line in read(place / "tables" / "brain_cancer" / "table.csv")} == {""}
 
 
-def test_a_class_absent_from_the_test_part(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -> None:
+def test_a_class_absent_from_the_test_part(
+    image_cache: Path, tiny_images: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = ImageCache(image_cache)
+
+    def without_the_first(cache: ImageCache, data: ImageData) -> Split:
+        images, targets, _ = select(cache, data.cancer)
+        first = {cache.ids[n] for n, target in zip(images, targets, strict=True) if target == 0}
+        split = make_split(cache, data)
+        return replace(split, test=tuple(case for case in split.test if case not in first))
+
+    monkeypatch.setattr(table, "make_split", without_the_first)
     for cancer in cache.cancers:
         sweep = tmp_path / slug(cancer)
         member = fake_run(sweep, cache, tiny_images(f"data.cancer={cancer}"), 1.0, 0)
@@ -222,6 +233,29 @@ def test_a_failed_member_is_a_row_with_its_reason(sweep: tuple[Path, ImageCache,
         (place / member["folder"] / "done.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="no finished member"):
         table.finish(place, cache, members)
+
+
+def test_a_run_judged_on_other_images_is_refused(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
+    place, cache, members = sweep
+    path = place / members[0]["folder"] / "cases.csv"
+    write_rows(path, [replace(row, case=f"{row.case}x") if n == 0 else row for n, row in enumerate(read_rows(path))])
+    with pytest.raises(UserError, match="judged on other images than its recipe holds out"):
+        table.finish(place, cache, members)
+
+
+def test_what_makes_scores_too_good_stands_in_the_tables(
+    image_cache: Path, tiny_images: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ImageCache(image_cache)
+    member = fake_run(tmp_path, cache, tiny_images("data.split=random"), 1.0, 0)
+    write_json(tmp_path / member["folder"] / "done.json", {"part": "test", "epochs": 3, "seen_before": 2})
+    monkeypatch.setattr(cache, "group", np.zeros_like(cache.group))  # as if all images were one patient's
+    table.finish(tmp_path, cache, [member])
+    place = tmp_path / "tables" / "oral_cancer"
+    lines = read(place / "table.csv")
+    assert [line["note"] for line in lines] == ["2 of its test images were known to the weights that it began with", ""]
+    told = f"{lines[0]['images']} test images are of a patient with images in training"
+    assert told in (place / "table.md").read_text()
 
 
 def test_other_data_are_refused(sweep: tuple[Path, ImageCache, list[dict]]) -> None:

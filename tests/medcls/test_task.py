@@ -50,6 +50,31 @@ def test_the_group_split_leaks_nothing_and_the_random_one_does(image_cache: Path
     assert lines[1][2] > 20
 
 
+def test_test_images_that_the_first_weights_know_are_counted(
+    image_cache: Path, tiny_images: Tiny, tmp_path: Path
+) -> None:
+    cache, path = ImageCache(image_cache), tmp_path / "checkpoint_best.pt"
+
+    def begun_from(*parts: object, **more: object) -> ClsTask:
+        torch.save({"model": {}, "split": dict(zip(("train", "val", "test"), parts, strict=True)), **more}, path)
+        return ClsTask(tiny_images(f"model.weights={path}"), cache)
+
+    train, val, test = (list(part) for part in vars(make_split(cache, ImageData(cancer="Oral Cancer"))).values())
+    same = begun_from(train, val, test)
+    assert same.about()["seen_before"] == 0
+    assert same.warnings() == []
+    other = begun_from(train[2:], test[:3], val)
+    near = dict(zip(cache.ids, cache.near.tolist(), strict=True))
+    known = {near[name] for name in test[:3]}
+    count = sum(near[name] in known for name in test)
+    assert other.about()["seen_before"] == count >= 3
+    assert f"was trained or chosen by {count} of {len(test)} test images" in other.warnings()[0]
+    # whoever begins from that run begins from what it began with, too
+    later = begun_from(train, val, test, seen_before=other.facts()["seen_before"])
+    assert later.about()["seen_before"] == count
+    assert ClsTask(tiny_images(), cache).facts()["seen_before"] == []
+
+
 def test_too_few_groups_name_the_class(image_cache: Path) -> None:
     cache = ImageCache(image_cache)
     cache.group = np.where(cache.target == 4, 10_000, cache.group)

@@ -117,9 +117,8 @@ def test_freezing_works_under_ddp_and_batch_statistics_agree(
                       *arguments, ranks=2)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     # rows of both ranks come from the same weights and statistics: those of the saved checkpoint
-    engine = Engine(tiny_images(*sets), ClsTask(tiny_images(*sets), ImageCache(image_cache)),
-                    ClsTask(tiny_images(*sets), ImageCache(image_cache)).split, tmp_path / "run",
-                    Ranks(0, 1, 0, torch.device("cpu")))  # fmt: skip
+    task = ClsTask(tiny_images(*sets), ImageCache(image_cache))
+    engine = Engine(tiny_images(*sets), task, tmp_path / "run", Ranks(0, 1, 0, torch.device("cpu")))
     engine.load_best()
     again = engine.evaluate(engine.split.test, "test", thorough=True)
     for row, other in zip(again, read_rows(tmp_path / "run" / "cases.csv")[-len(again) :], strict=True):

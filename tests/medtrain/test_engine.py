@@ -285,4 +285,4 @@ def test_more_processes_than_samples_are_refused(cache: Path, tiny: Tiny, tmp_pa
     recipe = tiny("train.batch=4096")
     task = SegTask(recipe, Cache(cache))
     with pytest.raises(UserError, match=r"4096 processes for the \d+ samples of an epoch: start fewer, or add cases"):
-        Engine(recipe, task, task.split, tmp_path, Ranks(0, 4096, 0, torch.device("cpu")))
+        Engine(recipe, task, tmp_path, Ranks(0, 4096, 0, torch.device("cpu")))
