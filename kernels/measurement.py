@@ -19,6 +19,7 @@ HEAD = (
 )  # fmt: skip
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last_3d}
 
+BUDGET_MS = 60.0  # of repetitions
 WAIT_CYCLES = 8_000_000  # of the device: four milliseconds at 2 GHz
 
 Work = Callable[[], object]
@@ -90,7 +91,7 @@ def compare(case: Case, rivals: Mapping[str, Work], options: argparse.Namespace)
             append((case.kernel, case.what, shape, case.dtype, case.layout, name, *figures))
 
 
-def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 60.0) -> float:
+def milliseconds(work: Work, *, least: int = 10) -> float:
     """Median time of one call on the device by CUDA events, with the level-two cache overwritten before each.
 
     The device first waits for some milliseconds, in which the host asks for the work: a step of a network keeps the
@@ -99,7 +100,7 @@ def milliseconds(work: Work, *, least: int = 10, budget_ms: float = 60.0) -> flo
     flush = torch.empty(128 * 2**20, dtype=torch.uint8, device="cuda")
     work()
     times: list[float] = []
-    while len(times) < least or (sum(times) < budget_ms and len(times) < 100):
+    while len(times) < least or (sum(times) < BUDGET_MS and len(times) < 100):
         flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(WAIT_CYCLES)

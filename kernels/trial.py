@@ -27,7 +27,7 @@ _tried: set[tuple[str, int]] = set()
 
 
 def try_kernels(device: torch.device, side: int = 48) -> dict[str, str]:
-    """Kernels that fail on this device, with the reason; told once, and left out from now on. Tried once a process.
+    """Kernels that fail on this device, with the reason; told once, and left out from now on. Tried once a device.
 
     `side` is that of the volumes, in voxels: 48 reaches every path of the kernels.
     """

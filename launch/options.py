@@ -50,9 +50,14 @@ def read_recipe(text: str, origin: str) -> Any:
     return door.Recipe.from_json(text, origin)
 
 
-def door_of_run(run: Path) -> ModuleType:
-    """The door of the task that a run folder belongs to; raises UserError."""
+def recipe_of_run(run: Path) -> Any:
+    """The recipe that a run folder was trained by; raises UserError."""
     path = run / "recipe.json"
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a run that has trained.")
-    return DOORS[read_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path)).task]
+    return read_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def door_of_run(run: Path) -> ModuleType:
+    """The door of the task that a run folder belongs to; raises UserError."""
+    return DOORS[recipe_of_run(run).task]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medlaunch.options import DOORS, door_of_run, read_recipe
+from medlaunch.options import DOORS, recipe_of_run
 from medtrain.errors import exit_code
 from medtrain.files import read_json
 from medtrain.processes import end_on_signals
@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from medtrain.divergence import replay
 
     run = options.run
-    door_of_run(run)
-    recipe = read_recipe((run / "recipe.json").read_text(encoding="utf-8"), str(run / "recipe.json"))
+    recipe = recipe_of_run(run)
     door = DOORS[recipe.task]
     cache = door.open_cache(options.cache or Path(read_json(run / "cache.json")["path"]))
     task = door.make_task(recipe, cache)

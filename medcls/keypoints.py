@@ -1,4 +1,4 @@
-"""Copies that were turned, shifted, zoomed or recoloured, found by local features. The only file that imports OpenCV.
+"""Copies that were turned, shifted, zoomed or recoloured, found by local features.
 
 ORB keypoints (Rublee et al., 2011) survive small rotations, shifts, zooms and brightness, which move every bit of a
 whole-image hash. Images that share many quantised descriptors are candidates (an inverted index); a candidate is a copy

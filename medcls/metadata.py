@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-SOS, EOI, APP0, APP1, APP14, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+SOS, EOI, APP0, APP1, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEF, 0xFE
 BARE = (0x01, *range(0xD0, 0xD9))  # markers without a segment: TEM, RST0 to RST7, SOI
 MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # ends a scan's entropy-coded bytes
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"

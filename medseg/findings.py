@@ -21,11 +21,10 @@ NO_BRAIN = (
 
 def report_scans(path: Path) -> None:
     """Everything that is odd about a cache's scans."""
-    report_tissues(path)
-    report_enhancement(path)
-    report_spacing(path)
-    report_heads(path)
-    report_orientation(path)
+    cache = Cache(path)
+    for report in (report_tissues, report_enhancement, report_spacing, report_heads, report_orientation):
+        report(cache)
+    cache.close()
 
 
 def voxel_sizes(cache: Cache) -> np.ndarray:
@@ -49,11 +48,9 @@ def scans_voxels(cache: Cache) -> dict[str, list[float]]:
     return {name: [round(float(n), 4) for n in mm] for name, mm in found.items()}
 
 
-def report_spacing(path: Path) -> bool:
+def report_spacing(cache: Cache) -> bool:
     """Tell of scans that are kept at clearly different voxel sizes; returns whether there are some."""
-    cache = Cache(path)
     sizes, kept = voxel_sizes(cache), not cache.spacing_mm
-    cache.close()
     if not kept or not len(sizes) or not any(map(beyond, sizes.max(0), sizes.min(0), sizes.min(0))):
         return False
     one = f"{np.median(sizes):.2g}"
@@ -65,28 +62,24 @@ def report_spacing(path: Path) -> bool:
     return True
 
 
-def report_tissues(path: Path) -> list[str]:
+def report_tissues(cache: Cache) -> list[str]:
     """Warn on stderr of the tissues of the label map that no case has; returns them."""
-    cache = Cache(path)
     codes = {role: cache.labels[role] for role in ("edema", "core", "enhancing")}
     lacking = [role for role, code in codes.items()
                if not any(len(cache.read(case, f"voxels_{code}")) for case in cache.ids)]  # fmt: skip
     name = cache.labels["name"]
-    cache.close()
     if lacking:
         told = ", ".join(f"{role} (code {codes[role]})" for role in lacking)
         print(f"WARNING: under label map {name} no case has {told}: is it right (--label-map)?", file=sys.stderr)
     return lacking
 
 
-def report_enhancement(path: Path) -> list[str]:
+def report_enhancement(cache: Cache) -> list[str]:
     """Warn on stderr of the cases whose enhancing tumour is darker on T1Gd than their core; returns their ids."""
-    cache = Cache(path)
     contrast = {case: cache.facts(case)["t1gd_contrast"] for case in cache.ids}
     told = {case: value for case, value in contrast.items() if value is not None}
     odd = sorted(case for case, value in told.items() if value <= 0)
     name = cache.labels["name"]
-    cache.close()
     if not odd:
         return odd
     shown = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
@@ -106,22 +99,18 @@ def is_whole_head(facts: Mapping[str, Any]) -> bool:
     return isinstance(share, float) and share > WHOLE_BOX
 
 
-def report_heads(path: Path) -> list[str]:
+def report_heads(cache: Cache) -> list[str]:
     """Warn on stderr of scans that seem to hold more than a brain; returns their ids."""
-    cache = Cache(path)
     odd = [case for case in cache.ids if is_whole_head(cache.facts(case))]
     count = len(cache.ids)
-    cache.close()
     if odd:
         print(f"WARNING: {len(odd)} of {count} cases, such as {odd[0]}: each {NO_BRAIN}.", file=sys.stderr)
     return odd
 
 
-def report_orientation(path: Path) -> list[str]:
+def report_orientation(cache: Cache) -> list[str]:
     """Warn on stderr of scans whose headers state no orientation; returns their ids."""
-    cache = Cache(path)
     headers = {case: bytes.fromhex(cache.facts(case)["grid"]["header"]) for case in cache.ids}
-    cache.close()
     bare = [case for case, header in headers.items() if not _states_place(header)]
     if bare:
         print(f"WARNING: {len(bare)} of {len(headers)} cases, such as {bare[0]}: no orientation is stated (codes of "

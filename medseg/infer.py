@@ -3,7 +3,7 @@
 Legend of shapes: C channels, K regions, D H W voxels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -14,8 +14,7 @@ from torch.nn import functional
 from medkernels.window_accumulate import window_accumulate
 from medseg.labels import REGIONS
 from medseg.recipes import SegRecipe, window_of
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
+from medtrain.strategy import Forward
 
 
 def region_probs(forward: Forward, image_CDHW: np.ndarray, recipe: SegRecipe, *, flips: bool = False) -> torch.Tensor:

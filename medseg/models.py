@@ -5,11 +5,13 @@ from torch import nn
 
 from medkernels.conv3d import KernelConv3d
 from medkernels.dispatch import device_refusal
+from medseg.cases import CHANNELS
+from medseg.labels import REGIONS
 from medseg.recipes import SegRecipe, window_of
 from medtrain.errors import UserError
 from medtrain.strategy import recompute
 
-CHANNELS, REGIONS = 4, 3
+INPUTS, OUTPUTS = len(CHANNELS), len(REGIONS)
 
 
 def build_model(recipe: SegRecipe) -> nn.Module:
@@ -71,7 +73,7 @@ def _unetr(recipe: SegRecipe) -> Built:
     if window_of(recipe) != crop:
         raise UserError(f"UNETR needs evaluate.window to be its crop {crop}: --set evaluate.window=0,0,0.")
     net = UNETR(
-        CHANNELS, REGIONS, img_size=crop, feature_size=model.feature, hidden_size=model.hidden,
+        INPUTS, OUTPUTS, img_size=crop, feature_size=model.feature, hidden_size=model.hidden,
         mlp_dim=model.mlp, num_heads=model.heads, norm_name="instance", res_block=True,
         dropout_rate=model.dropout,
     )  # fmt: skip
@@ -93,7 +95,7 @@ def _segresnet(recipe: SegRecipe) -> Built:
                         f"than model.blocks_down, not {model.blocks_up} for {model.blocks_down}.")  # fmt: skip
     _divisible(recipe, 2 ** (len(model.blocks_down) - 1), "SegResNet")
     net = KernelSegResNet(
-        init_filters=model.filters, in_channels=CHANNELS, out_channels=REGIONS, blocks_down=model.blocks_down,
+        init_filters=model.filters, in_channels=INPUTS, out_channels=OUTPUTS, blocks_down=model.blocks_down,
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
     )  # fmt: skip
     net.kernels = model.kernels
@@ -111,7 +113,7 @@ def _swinunetr(recipe: SegRecipe) -> Built:
         )
     _divisible(recipe, 32, "SwinUNETR")
     _more_than_a_voxel(recipe, 32, "SwinUNETR")
-    net = SwinUNETR(CHANNELS, REGIONS, feature_size=recipe.model.feature, drop_rate=recipe.model.dropout)
+    net = SwinUNETR(INPUTS, OUTPUTS, feature_size=recipe.model.feature, drop_rate=recipe.model.dropout)
     return net, (SwinTransformerBlock,)
 
 
@@ -131,7 +133,7 @@ def _dynunet(recipe: SegRecipe) -> Built:
     _more_than_a_voxel(recipe, 2 ** (model.levels - 1), "DynUNet")
     strides = [1] + [2] * (model.levels - 1)
     net = FreeDynUNet(
-        3, CHANNELS, REGIONS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],
+        3, INPUTS, OUTPUTS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],
         filters=[min(320, model.filters * 2**n) for n in range(model.levels)], dropout=model.dropout or None,
         deep_supervision=model.supervised > 0, deep_supr_num=max(1, model.supervised),
     )  # fmt: skip

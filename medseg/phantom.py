@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,8 @@ import numpy as np
 from nibabel import affines, orientations
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+
+from medtrain.files import replacing
 
 CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
 EDEMA, NON_ENHANCING, ENHANCING = 1, 2, 3
@@ -102,7 +103,8 @@ def write_dataset(
                 progress(done, cases)
     finally:
         pool.shutdown(cancel_futures=True)
-    _replace_bytes(description, json.dumps(_dataset_description(cases), indent=1).encode())
+    with replacing(description, flush=False) as part:
+        part.write_text(json.dumps(_dataset_description(cases), indent=1), encoding="utf-8")
     return folder
 
 
@@ -272,14 +274,8 @@ def _write_case(folder: Path, seed: int, index: int, shape: Shape, spacing_mm: f
         nifti.set_qform(case.affine, code=1)
         nifti.header.set_xyzt_units("mm")
         content = gzip.compress(nifti.to_bytes(), compresslevel=1, mtime=0)
-        _replace_bytes(folder / name / f"PHANTOM_{index:03d}.nii.gz", content)
-
-
-def _replace_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+        with replacing(folder / name / f"PHANTOM_{index:03d}.nii.gz", flush=False) as part:
+            part.write_bytes(content)
 
 
 def _dataset_description(cases: int) -> dict:

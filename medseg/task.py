@@ -107,7 +107,7 @@ class SegTask:
         return len(self.split.train) * self.recipe.data.crops_per_case
 
     def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
-        """This rank's batches from DALI."""
+        """This rank's batches, from volumes on the GPU or from DALI."""
         from medtrain.pipeline import VolumeLoader
 
         recipe = self.recipe

@@ -60,7 +60,7 @@ def start(timeout_s: float = 1800) -> Ranks:
                 "of torch for CUDA, or start one process."
             )
         place = os.environ.get(RENDEZVOUS)
-        store = _meet(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
+        store = _rendezvous_store(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
         hosts_s = timedelta(seconds=timeout_s)
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,
                                 timeout=hosts_s if backend == "gloo" else hosts_s + AFTER_HOSTS,
@@ -113,7 +113,7 @@ def device_index(local_rank: int, visible: int) -> int:
     )
 
 
-def _meet(place: Path, rank: int, world: int) -> Any:
+def _rendezvous_store(place: Path, rank: int, world: int) -> Any:
     """A store on MASTER_ADDR at a port that the system chose, which rank 0 writes into `place`."""
     wait = timedelta(seconds=MEETING_S)
     if rank == 0:

@@ -11,7 +11,7 @@ from torch import nn
 from medtrain import checkpoint
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_json
-from medtrain.precision import DTYPES, autocasts, precision_for
+from medtrain.precision import autocast, precision_for
 from medtrain.recipe import Recipe
 from medtrain.sampling import Stream
 
@@ -75,7 +75,7 @@ def replay(run: Path, recipe: Recipe, task: "Task", device: torch.device) -> Ite
 def _share(model: nn.Module, recipe: Recipe, task: "Task", batch: Any, device: torch.device) -> Share:
     precision = precision_for(recipe, device)
     model.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, DTYPES[precision], enabled=autocasts(precision)):
+    with autocast(precision, device.type):
         outputs = model(batch.inputs).float()
     samples = []
     for n, (epoch, index) in enumerate(batch.key_B2.tolist()):

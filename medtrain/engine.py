@@ -24,7 +24,7 @@ from medtrain.sampling import Split, Stream
 from medtrain.schedule import learning_rate
 from medtrain.selftest import check_convolutions
 from medtrain.strategies import make_strategy
-from medtrain.strategy import Forward, Group
+from medtrain.strategy import Forward, Group, forwarding
 from medtrain.tracker import Tracker
 from medtrain.writer import Writer
 
@@ -147,8 +147,8 @@ class Engine:
         while self.step < self.total:
             lr = learning_rate(self.recipe.optim, self.step, self.total, self.steps_per_epoch, self.scores)
             self.strategy.freeze(self.epoch)
-            loss, lost = self.train_step(loader, lr, meter)
-            meter.add(loss, lost, train.batch)
+            loss, skipped = self.train_step(loader, lr, meter)
+            meter.add(loss, skipped, train.batch)
             tracker.advance(meter.note)
             distributed.pulse(self.step)
             if self.profile and self.profile.step():
@@ -218,11 +218,11 @@ class Engine:
             total += loss.detach()
             del outputs, loss  # they hold nodes of gradients, which CUDA graphs are to make anew
         with meter.timed("optimizer"):
-            lost = strategy.step(lr)
+            skipped = strategy.step(lr)
             if self.ema:
                 self.ema.update(self.step + 1)
         self.step += 1
-        return total, lost
+        return total, skipped
 
     @property
     def epoch(self) -> float:
@@ -244,12 +244,7 @@ class Engine:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             self.strategy.sync_buffers()
             network = self.strategy.evaluated().eval()
-
-            def forward(image: torch.Tensor) -> torch.Tensor:
-                with torch.inference_mode(), self.strategy.autocast():
-                    image = image.to(self.ranks.device).contiguous(memory_format=self.strategy.layout)
-                    return network(image).float()
-
+            forward = forwarding(network, self.strategy.precision, self.ranks.device, self.strategy.layout)
             mine = cases[self.ranks.rank :: self.ranks.world]
             for case, prediction in self.task.predictions(forward, mine, thorough=thorough):
                 scores = self.task.score(case, prediction, thorough=thorough)

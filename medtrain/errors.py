@@ -1,4 +1,4 @@
-"""How a program ends: 0 done, 1 our fault, 2 the user's input, 3 a member is missing, 130 interrupted."""
+"""How a program ends: 0 done, 1 our fault, 2 the user's input, 3 something is missing or set aside, 130 interrupted."""
 
 import contextlib
 import errno

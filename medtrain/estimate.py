@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medtrain.distributed import Ranks
 from medtrain.graphs import AFTER, replays
-from medtrain.precision import DTYPES, autocasts
+from medtrain.precision import autocast, autocasts
 from medtrain.recipe import Recipe
 from medtrain.replayed import Replayed
 from medtrain.strategy import Single, one_group
@@ -158,7 +158,7 @@ def _traced(make: Make, batch: int, place: Place) -> tuple[tuple[int, int], floa
             if isinstance(module, UPCAST):
                 _upcast(module)
     with mode, _Live(example.model, example.recomputes) as live, FlopCounterMode(display=False) as counter:
-        with torch.autocast(device, DTYPES[place.precision], enabled=low):
+        with autocast(place.precision, device):
             outputs = example.model(example.inputs)
         loss = example.loss(outputs.float(), example.target)
         del outputs

@@ -27,7 +27,7 @@ class Meter:
     def restart(self) -> None:
         """Start counting anew; a row of skipped steps goes on."""
         self.losses: list[torch.Tensor] = []
-        self.lost: list[torch.Tensor] = []
+        self.skipped: list[torch.Tensor] = []
         self.samples, self.began = 0, time.monotonic()
         self._times = dict.fromkeys(PARTS, 0.0)
         self._events: list[tuple[str, Any, Any]] = []
@@ -47,11 +47,11 @@ class Meter:
             yield
             self._times[part] += time.monotonic() - before
 
-    def add(self, loss: torch.Tensor, lost: torch.Tensor, samples: int) -> None:
-        """Count one step; `lost` is 1 where it was skipped, else 0."""
+    def add(self, loss: torch.Tensor, skipped: torch.Tensor, samples: int) -> None:
+        """Count one step; `skipped` is 1 where it was skipped, else 0."""
         self.losses.append(loss)
-        self.lost.append(lost)
-        self._row = (self._row + lost) * lost
+        self.skipped.append(skipped)
+        self._row = (self._row + skipped) * skipped
         self.samples += samples
 
     def read(self) -> dict[str, float]:
@@ -65,7 +65,7 @@ class Meter:
             self.spent[part] += seconds
         values = {
             "train/loss": loss,
-            "train/skipped": float(torch.stack(self.lost).sum()),
+            "train/skipped": float(torch.stack(self.skipped).sum()),
             "speed/samples_per_s": self.samples / spent,
             "speed/data_wait_share": self._times["data"] / spent,
             **{f"speed/{part}_share": self._times[part] / spent for part in PARTS[1:]},

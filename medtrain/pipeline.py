@@ -307,7 +307,7 @@ class ImageLoader(Loader):
     DALI decodes the wanted part, resizes it to `size` pixels square, flips and turns it, and normalises.
 
     With `decoded` the source gives (size,size,3) pixels instead. `mean` and `std` are of pixels in 0..1. A CUDA device
-    decodes with nvJPEG there. Errors of a source's worker or of decoding come out of `next` as RuntimeError.
+    decodes with nvJPEG there. Errors of a source's worker or of decoding come out of `next` as UserError or Failed.
     """
 
     def __init__(

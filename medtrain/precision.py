@@ -1,5 +1,8 @@
 """In which type a device computes: what a recipe's precision means there."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from medtrain.errors import UserError
@@ -29,6 +32,11 @@ def _cpu_has_bf16() -> bool:
 def autocasts(precision: str) -> bool:
     """Whether operations are computed in another type than the weights'."""
     return DTYPES[precision] != torch.float32
+
+
+def autocast(precision: str, kind: str) -> AbstractContextManager[Any]:
+    """The mixed-precision context of a forward pass on a kind of device; none where nothing is cast."""
+    return torch.autocast(kind, DTYPES[precision]) if autocasts(precision) else nullcontext()
 
 
 def allow_tf32(precision: str) -> None:

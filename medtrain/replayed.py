@@ -85,7 +85,3 @@ class Replayed(Single):
     def step(self, lr: float) -> torch.Tensor:
         self.gradients.give(self.world)
         return super().step(lr)
-
-    def sync_buffers(self) -> None:
-        if self.world > 1:
-            as_rank_0(self.model.buffers())

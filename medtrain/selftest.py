@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from medtrain.errors import UserError
-from medtrain.precision import DTYPES, autocasts
+from medtrain.precision import autocast, autocasts
 
 # Of the largest value; rounding to bf16 gives 0.4 %, wrong sums are off by tens of per cent.
 TOLERANCE = 0.02
@@ -21,7 +21,7 @@ def check_convolutions(precision: str, device: torch.device) -> None:
         image = torch.randn(1, 32, *[16] * kind, generator=generator)
         weight = torch.randn(32, 32, *[3] * kind, generator=generator) / 32
         wanted = _both(convolve, image.to(device), weight.to(device))
-        with torch.autocast(device.type, DTYPES[precision]):
+        with autocast(precision, device.type):
             found = _both(convolve, image.to(device), weight.to(device))
         for a, b in zip(wanted, found, strict=True):
             error = float((a - b.float()).abs().max() / a.abs().max())

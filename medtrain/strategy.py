@@ -17,7 +17,7 @@ from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError, out_of_memory
 from medtrain.graphs import Passes, passes_replayed
-from medtrain.precision import DTYPES, allow_tf32, autocasts, precision_for
+from medtrain.precision import allow_tf32, autocast, autocasts, precision_for
 from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
 
@@ -36,11 +36,14 @@ def inference(model: nn.Module, recipe: Recipe, device: torch.device) -> Forward
     choose_convolutions(recipe, device)
     layout = layout_of(model, recipe, device, precision)
     model = laid_out(model.to(device), layout).eval()
-    network: Forward = Passes(model) if passes_replayed(recipe, device) else model
+    return forwarding(Passes(model) if passes_replayed(recipe, device) else model, precision, device, layout)
+
+
+def forwarding(network: Forward, precision: str, device: torch.device, layout: torch.memory_format) -> Forward:
+    """A network in evaluation mode as a function of images on whatever device: mixed precision, float32 out."""
 
     def forward(image: torch.Tensor) -> torch.Tensor:
-        enabled = autocasts(precision)
-        with torch.inference_mode(), torch.autocast(device.type, DTYPES[precision], enabled=enabled):
+        with torch.inference_mode(), autocast(precision, device.type):
             return network(image.to(device).contiguous(memory_format=layout)).float()
 
     return forward
@@ -134,7 +137,7 @@ def lay_states(optimizer: torch.optim.Optimizer) -> None:
 
 
 class Statistics:
-    """The running statistics of a model as parts of one tensor, so that a lost step is taken back without a loop."""
+    """The running statistics of a model as parts of one tensor, so that a skipped step is taken back without a loop."""
 
     def __init__(self, model: nn.Module):
         found = [
@@ -149,10 +152,10 @@ class Statistics:
         for (module, name, buffer), part in zip(found, parts, strict=True):
             setattr(module, name, part.view_as(buffer))
 
-    def settle(self, lost: torch.Tensor) -> None:
-        """After a step: forget what it brought where `lost` is 1, else keep it."""
+    def settle(self, skipped: torch.Tensor) -> None:
+        """After a step: forget what it brought where `skipped` is 1, else keep it."""
         if self.now.numel():
-            self.now.copy_(torch.where(lost.bool(), self.before, self.now))
+            self.now.copy_(torch.where(skipped.bool(), self.before, self.now))
             self.before.copy_(self.now)
 
     def loaded(self) -> None:
@@ -212,6 +215,7 @@ class Single:
 
     def sync_buffers(self) -> None:
         """Make the buffers (such as running statistics) of every rank those of rank 0."""
+        as_rank_0(self.model.buffers())
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """The network's outputs in training, computed in mixed precision, in float32."""
@@ -245,9 +249,7 @@ class Single:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of a forward pass."""
-        if not autocasts(self.precision):
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
+        return autocast(self.precision, self.device.type)
 
     def accumulating(self) -> AbstractContextManager[Any]:
         """The context of a backward pass whose gradients are not yet complete."""
@@ -268,20 +270,20 @@ class Single:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        lost = (~torch.isfinite(norm)).float()
+        skipped = (~torch.isfinite(norm)).float()
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.library == "apex":
-            if not bool(lost):  # it asks the device: apex has no way to skip there without a scaler
+            if not bool(skipped):  # it asks the device: apex has no way to skip there without a scaler
                 self.optimizer.step()
         else:
             # how a GradScaler tells a fused optimiser to skip, without the host's asking the device
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, lost  # type: ignore[attr-defined]
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
             self.optimizer.step()
-        self.statistics.settle(lost)
+        self.statistics.settle(skipped)
         self.model.zero_grad()  # apex's optimisers have ways of their own
-        return lost
+        return skipped
 
     def loss_scale(self) -> float | None:
         """What losses are multiplied by against underflow in fp16; None in other precisions. Waits for the device."""
@@ -347,15 +349,14 @@ class Ddp(Single):
             self.train_mode()
         return changed
 
-    def sync_buffers(self) -> None:
-        as_rank_0(self.model.buffers())
-
     def accumulating(self) -> AbstractContextManager[Any]:
         return self.wrapped.no_sync()  # type: ignore[operator]
 
 
 def as_rank_0(tensors: Iterable[torch.Tensor]) -> None:
-    """Give tensors the values that they have on rank 0."""
+    """Give tensors the values that they have on rank 0, if there are others."""
+    if not torch.distributed.is_initialized():
+        return
     for tensor in tensors:
         whole = tensor.detach().contiguous()
         torch.distributed.broadcast(whole, src=0)

@@ -59,7 +59,7 @@ class DeepSpeed(Single):
             dist_init_required=False,
         )  # fmt: skip
         self.wrapped = self.called = self.engine
-        self._boundary, self._lost = True, False
+        self._boundary, self._skipped = True, False
         if self.stage:
             self._prepare_states()
 
@@ -99,7 +99,7 @@ class DeepSpeed(Single):
 
     def backward(self, loss: torch.Tensor) -> None:
         if distributed.anywhere(not math.isfinite(float(loss.detach()))):
-            self._lost = True
+            self._skipped = True
             if self.accumulates:
                 raise Failed("the loss was not finite, and DeepSpeed's accumulated gradients can not be taken back: "
                              "lower optim.lr or set optim.clip_norm")  # fmt: skip
@@ -111,8 +111,8 @@ class DeepSpeed(Single):
             self._boundary = True
 
     def step(self, lr: float) -> torch.Tensor:
-        lost = torch.tensor(float(self._lost), device=self.device)
-        if not self._lost:
+        skipped = torch.tensor(float(self._skipped), device=self.device)
+        if not self._skipped:
             for group in self.inner.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             self.engine.step()
@@ -120,17 +120,12 @@ class DeepSpeed(Single):
             if norm is not None and not math.isfinite(float(norm)):
                 raise Failed(f"the gradients were not finite (norm {float(norm)}), and DeepSpeed has moved the weights "
                              "by them: lower optim.lr or set optim.clip_norm; the last checkpoint is good")  # fmt: skip
-        self._lost = False
-        self.statistics.settle(lost)
-        return lost
+        self._skipped = False
+        self.statistics.settle(skipped)
+        return skipped
 
     def freeze(self, epoch: float) -> bool:
         return super().freeze(epoch) if self.stage == 0 else False
-
-    def sync_buffers(self) -> None:
-        if torch.distributed.is_initialized():
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole network's state_dict, on every rank; collective."""

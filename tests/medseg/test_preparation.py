@@ -156,31 +156,31 @@ def test_a_cache_without_the_scans_voxel_sizes_has_no_median(cache: Path, tmp_pa
             facts = json.loads(hdf5.attribute(case, "facts"))
             case.attrs["facts"] = hdf5.text(json.dumps({**facts, "voxel_mm": [0.0, "x", 1.0]}))
     assert scans_voxels(Cache(path)) == {}
-    assert not report_spacing(path)
+    assert not report_spacing(Cache(path))
 
 
 def test_the_t1gd_check_warns_of_a_wrong_label_map(
     phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare_dataset(phantoms, tmp_path / "right.h5", Preparation())
-    assert report_enhancement(tmp_path / "right.h5") == []
+    assert report_enhancement(Cache(tmp_path / "right.h5")) == []
     assert capsys.readouterr().err == ""
     prepare_dataset(phantoms, tmp_path / "wrong.h5", Preparation(), label_map="legacy")
-    assert len(report_enhancement(tmp_path / "wrong.h5")) >= 2
+    assert len(report_enhancement(Cache(tmp_path / "wrong.h5"))) >= 2
     assert "label map is probably wrong" in capsys.readouterr().err
 
 
 def test_tissues_that_no_case_has_are_told(
     phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_tissues(cache) == []
+    assert report_tissues(Cache(cache)) == []
     data = Path(shutil.copytree(phantoms, tmp_path / "data"))
     for path in (data / "labelsTr").glob("*.nii.gz"):
         image = nib.load(path)
         codes = np.asarray(image.dataobj)
         nib.Nifti1Image(np.where(codes == 3, 2, codes).astype(np.uint8), image.affine).to_filename(path)
     prepare_dataset(data, tmp_path / "c.h5", Preparation())
-    assert report_tissues(tmp_path / "c.h5") == ["enhancing"]
+    assert report_tissues(Cache(tmp_path / "c.h5")) == ["enhancing"]
     assert "under label map msd no case has enhancing (code 3): is it right" in capsys.readouterr().err
 
 
@@ -314,14 +314,14 @@ def test_a_list_of_patients_keeps_their_scans_on_one_side(
 def test_heads_with_their_skull_are_told(
     phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_heads(cache) == []
+    assert report_heads(Cache(cache)) == []
     folder = Path(shutil.copytree(phantoms, tmp_path / "data"))
     name = "PHANTOM_001"
     scan = nib.load(folder / "imagesTr" / f"{name}.nii.gz")
     noisy = np.asarray(scan.dataobj) + 1.0  # the air is no longer zero
     nib.save(nib.Nifti1Image(noisy.astype(np.float32), scan.affine), folder / "imagesTr" / f"{name}.nii.gz")
     out = prepare_dataset(folder, tmp_path / "c.h5", Preparation())
-    assert report_heads(out) == [name]
+    assert report_heads(Cache(out)) == [name]
     said = capsys.readouterr().err
     assert f"WARNING: 1 of 5 cases, such as {name}: each has signal in more than 90% of its box" in said
 
@@ -329,7 +329,7 @@ def test_heads_with_their_skull_are_told(
 def test_scans_without_an_orientation_are_told(
     phantoms: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_orientation(cache) == []
+    assert report_orientation(Cache(cache)) == []
     data = Path(shutil.copytree(phantoms, tmp_path / "data"))
     for path in (data / "imagesTr" / "PHANTOM_002.nii.gz", data / "labelsTr" / "PHANTOM_002.nii.gz"):
         image = nib.load(path)
@@ -337,5 +337,5 @@ def test_scans_without_an_orientation_are_told(
         bare.header["qform_code"] = bare.header["sform_code"] = 0
         bare.to_filename(path)
     prepare_dataset(data, tmp_path / "c.h5", Preparation())
-    assert report_orientation(tmp_path / "c.h5") == ["PHANTOM_002"]
+    assert report_orientation(Cache(tmp_path / "c.h5")) == ["PHANTOM_002"]
     assert "1 of 5 cases, such as PHANTOM_002: no orientation is stated" in capsys.readouterr().err
