@@ -2,16 +2,16 @@
 
 import difflib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from medcls import door as images
+from medlaunch.door import Door
 from medseg import door as volumes
 from medtrain.errors import UserError
 from medtrain.files import parse_json_text
 from medtrain.wording import listed, shown
 
-DOORS: dict[str, ModuleType] = {door.TASK: door for door in (volumes, images)}
+DOORS: dict[str, Door] = {volumes.TASK: volumes, images.TASK: images}
 
 
 def recipe_names() -> list[str]:
@@ -33,7 +33,7 @@ def find_recipe(name: str) -> Any:
     raise UserError(f"there is no recipe {shown(name, 60)!r}: choose {listed(near, 6)}.")
 
 
-def find_sweep(name: str) -> ModuleType:
+def find_sweep(name: str) -> Door:
     """The door of the task that a sweep belongs to."""
     for door in DOORS.values():
         if name in door.SWEEPS:
@@ -58,6 +58,6 @@ def recipe_of_run(run: Path) -> Any:
     return read_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def door_of_run(run: Path) -> ModuleType:
+def door_of_run(run: Path) -> Door:
     """The door of the task that a run folder belongs to; raises UserError."""
     return DOORS[recipe_of_run(run).task]

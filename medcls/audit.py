@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from medcls.duplicates import leaked_paths
+from medcls.folders import choose_cancer
 from medcls.recipes import ImageData
-from medcls.task import choose_cancer, make_split, select
+from medcls.selection import make_split, select
 from medtrain.errors import UserError
 from medtrain.image_cache import ImageCache
 

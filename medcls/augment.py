@@ -5,7 +5,8 @@ Random-resized crops follow Szegedy et al., "Going deeper with convolutions", 20
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from medtrain import rows
 from medtrain.image_cache import ImageCache
 from medtrain.processes import stay_with_parent
 from medtrain.recipe import within
-from medtrain.sampling import Stream, generator, order
+from medtrain.sampling import Stream, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +103,25 @@ class ImageSource:
     stream: Stream | None = None
     size: int = 0
     verify: bool = False
-    _open: ImageCache | None = field(default=None, repr=False)
+
+    @cached_property
+    def opened(self) -> ImageCache:
+        """The cache, which every process opens for itself."""
+        stay_with_parent()
+        if self.size:
+            from medcls.pixels import one_thread
+
+            one_thread()
+        return ImageCache(self.cache, self.verify)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": None}
+        return {name: value for name, value in self.__dict__.items() if name != "opened"}
 
     def draw(self, epoch: int, index: int) -> tuple[int, np.ndarray]:
         """(place in `images`, row) of the sample `index` of `epoch`: a pure function of the seed and these two."""
         assert self.stream is not None
-        place = int(order(self.stream.seed, epoch, self.stream.length)[index])
-        size = self._cache().size[self.images[place]]
+        place = self.stream.sample(epoch, index)
+        size = self.opened.size[self.images[place]]
         return place, draw(generator(self.stream.seed, epoch, index), self.augment, size)
 
     def case_at(self, number: int) -> str:
@@ -120,8 +130,8 @@ class ImageSource:
             place = number % len(self.images)
         else:
             epoch, index = self.stream.epoch_and_index(number)
-            place = int(order(self.stream.seed, epoch, self.stream.length)[index])
-        return self._cache().ids[self.images[place]]
+            place = self.stream.sample(epoch, index)
+        return self.opened.ids[self.images[place]]
 
     def __call__(self, info: object) -> tuple[np.ndarray, ...]:
         """DALI's call: bytes (length,) or pixels (size,size,3) uint8, row float32, target (1,) int64, key (2,) int64
@@ -130,22 +140,16 @@ class ImageSource:
         number = info.idx_in_epoch  # type: ignore[attr-defined]
         if self.stream is None:
             epoch, index = divmod(number, len(self.images))
-            place, row = index, whole(self._cache().size[self.images[index]])
+            place, row = index, whole(self.opened.size[self.images[index]])
         else:
             epoch, index = self.stream.epoch_and_index(number)
             place, row = self.draw(epoch, index)
-        image = self._cache().encoded(self.images[place])
+        image = self.opened.encoded(self.images[place])
         if self.size:
             from medcls.pixels import prepared
 
             image, row = prepared(image, row, self.size)
         return image, row, self.targets[place : place + 1], np.array([epoch, index], np.int64)
-
-    def _cache(self) -> ImageCache:
-        if self._open is None:
-            stay_with_parent()
-            self._open = ImageCache(self.cache, self.verify)
-        return self._open
 
 
 def apply(image_HWC: np.ndarray, row: np.ndarray, size: int) -> np.ndarray:

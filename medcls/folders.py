@@ -9,7 +9,7 @@ from typing import Protocol
 
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
-from medtrain.files import escapes
+from medtrain.files import stay_inside
 from medtrain.patients import NAME as PATIENTS
 from medtrain.wording import listed, plain, shown
 
@@ -129,11 +129,7 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
             if which:
                 notes.append(f"{cancer}: classes {words}: {', '.join(which)}.")
         for name in [*(n for n in published if n in names), *(n for n in sorted(names) if n not in published)]:
-            if escapes(root, names[name]):
-                raise UserError(
-                    f"{names[name]} is a link that leaves the data folder: copy what it points to, or allow links with "
-                    "MEDTRAIN_FOLLOW_LINKS=1."
-                )
+            stay_inside(root, names[name])
             found = sorted(_images(names[name]))
             if not found:
                 raise UserError(f"{names[name]} is empty: add its images or remove the folder.")

@@ -16,10 +16,12 @@ from medtrain import rows
 # ITU-R BT.601 luma, in thousandths as DALI takes it
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-if multiprocessing.parent_process() is not None:
-    # in a loader's worker: its parallelism is the processes
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+
+def one_thread() -> None:
+    """In a loader's worker, whose parallelism is the processes, use one thread; elsewhere all that there are."""
+    if multiprocessing.parent_process() is not None:
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
 
 
 def decoded(encoded: np.ndarray, roi: Sequence[int], size: int) -> np.ndarray:

@@ -15,15 +15,14 @@ from medcls.augment import whole
 from medcls.folders import is_litter
 from medcls.recipes import ClsRecipe
 from medcls.task import class_probs
-from medtrain import checkpoint
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import walk_files, write_text
 from medtrain.pipeline import ImageLoader
 from medtrain.progress import Progress
 from medtrain.results import to_csv
-from medtrain.strategy import Forward, inference
-from medtrain.trained import read_best
+from medtrain.strategy import Forward
+from medtrain.trained import read_best, restored
 from medtrain.wording import shown
 
 CHUNK = 128  # images in memory at once
@@ -48,12 +47,9 @@ class Member:
         recipe = ClsRecipe.from_json(content["recipe"], str(path))
         if content["preparation"].get("version") != images.VERSION:
             raise UserError(f"{path} is of images prepared by another version of this program: train it again.")
-        try:
-            model = backbones.build_model(recipe, len(content["classes"]))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        checkpoint.load_model(model, content, path)
-        return cls(recipe, list(content["classes"]), inference(model, recipe, device), device)
+        classes = list(content["classes"])
+        forward = restored(path, content, recipe, lambda: backbones.build_model(recipe, len(classes)), device)
+        return cls(recipe, classes, forward, device)
 
     def probs(self, encoded: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
         """Class probabilities (N,K) float64 of encoded images, prepared as in training."""

@@ -16,15 +16,15 @@ from medcls import images, keypoints
 from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_pairs
 from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
+from medtrain.aside import listing_of, report
 from medtrain.errors import UserError
-from medtrain.files import escapes, follows_links, origin, remove_leftovers, replacing, write_text
+from medtrain.files import escapes, follows_links, origin, remove_leftovers, replacing
 from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import has_patients, read_patients
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
-from medtrain.results import to_csv
 
 # files and bytes of one part; a process holds one part in memory
 CHUNK, CHUNK_BYTES = 256, 64 << 20
@@ -164,13 +164,7 @@ def _report(facts: dict[str, Any], out: Path) -> None:
     if facts.get("patients"):
         nobodys = f", {facts['nobodys']} of {facts['files']} images have none" if facts.get("nobodys") else ""
         print(f"{facts['patients']} patients are told by {PATIENTS}{nobodys}: no group split cuts one", flush=True)
-    bad, listing = facts["bad"], out.with_name(f"{out.name}.set_aside.csv")
-    for path, reason in bad[:20]:
-        print(f"set aside: {path}: {reason}", file=sys.stderr)
-    listing.unlink(missing_ok=True)  # of an earlier preparation
-    if bad:
-        write_text(listing, to_csv([("file", "reason"), *bad]))
-        print(f"{len(bad)} files set aside, listed in {listing}", file=sys.stderr)
+    report(facts["bad"], listing_of(out), "file", head="file")
     for held in facts["conflicts"][:20]:
         print(f"WARNING: the same image under several classes: {', '.join(held)}", file=sys.stderr)
 

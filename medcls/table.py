@@ -16,7 +16,8 @@ from medcls.folders import choose_cancer
 from medcls.positive import choose_positive
 from medcls.published import Published, read_published
 from medcls.recipes import ClsRecipe, slug
-from medcls.task import make_split, select
+from medcls.selection import make_split, select
+from medtrain.aside import listing_of
 from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import write_text
@@ -343,7 +344,7 @@ def _foot(cache: ImageCache) -> list[str]:
     if facts["bad"]:
         names = ", ".join(path for path, _ in facts["bad"][:5])
         notes.append(f"{len(facts['bad'])} of {facts['files']} files could not be read and were set aside (all in "
-                     f"{cache.path.name}.set_aside.csv): {names}"
+                     f"{listing_of(cache.path).name}): {names}"
                      + (" …" if len(facts["bad"]) > 5 else "."))  # fmt: skip
     if facts["conflicts"]:
         notes.append(f"{len(facts['conflicts'])} images lie under more than one class.")

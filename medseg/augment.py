@@ -7,7 +7,8 @@ Legend of shapes: C channels, D H W canonical axes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -16,7 +17,7 @@ from medtrain import rows
 from medtrain.cache import Cache
 from medtrain.processes import stay_with_parent
 from medtrain.recipe import within
-from medtrain.sampling import Stream, generator, order
+from medtrain.sampling import Stream, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +179,20 @@ class VolumeSource:
     crops_per_case: int = 1
     warps: bool = True
     verify: bool = False
-    _open: Cache | None = field(default=None, repr=False)
+
+    @cached_property
+    def opened(self) -> Cache:
+        """The cache, which every process opens for itself."""
+        stay_with_parent()
+        return Cache(self.cache, self.verify)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": None}
+        return {name: value for name, value in self.__dict__.items() if name != "opened"}
 
     def draw(self, epoch: int, index: int) -> Draw:
         """The sample `index` of `epoch`: its case, box and row; a pure function of the seed and these two."""
-        cache = self._cache()
-        case = self.cases[order(self.stream.seed, epoch, self.stream.length)[index] // self.crops_per_case]
+        cache = self.opened
+        case = self.cases[self.stream.sample(epoch, index) // self.crops_per_case]
         rng = generator(self.stream.seed, epoch, index)
         focus = self._focus(cache, rng, case)
         image = cache.array(case, "image")
@@ -195,7 +201,7 @@ class VolumeSource:
     def case_at(self, number: int) -> str:
         """The case of this rank's sample `number`."""
         epoch, index = self.stream.epoch_and_index(number)
-        return self.cases[order(self.stream.seed, epoch, self.stream.length)[index] // self.crops_per_case]
+        return self.cases[self.stream.sample(epoch, index) // self.crops_per_case]
 
     def _focus(self, cache: Cache, rng: np.random.Generator, case: str) -> np.ndarray | None:
         biased, pick, at = rng.random() < self.foreground, rng.random(), rng.random()
@@ -210,7 +216,7 @@ class VolumeSource:
         """DALI's call: `info.idx_in_epoch` counts this rank's samples without end."""
         epoch, index = self.stream.epoch_and_index(info.idx_in_epoch)  # type: ignore[attr-defined]
         sample = self.draw(epoch, index)
-        cache = self._cache()
+        cache = self.opened
         image = cache.patch(sample.case, "image", sample.start, sample.stop)
         label = cache.patch(sample.case, "label", sample.start, sample.stop)
         row, at = sample.row, rows.layout(image.shape[0])
@@ -224,12 +230,6 @@ class VolumeSource:
         if "noise" not in self.augment.operations:
             return image, label[None], row, key
         return image, label[None], row, key, noise_field(sample, image.shape[0], self.crop)
-
-    def _cache(self) -> Cache:
-        if self._open is None:
-            stay_with_parent()
-            self._open = Cache(self.cache, self.verify)
-        return self._open
 
 
 def noise_field(sample: Draw, channels: int, crop: Sequence[int]) -> np.ndarray:

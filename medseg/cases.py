@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain.errors import UserError
-from medtrain.files import escapes
 from medtrain.wording import plain, shown
 
 CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
@@ -41,15 +40,6 @@ def patient_of(case: str) -> str:
     """
     found = NAMED_BY_PATIENT.fullmatch(case)
     return next(filter(None, found.groups())) if found else case
-
-
-def stay_inside(folder: Path, path: Path) -> None:
-    """UserError where links lead out of the data folder."""
-    if escapes(folder, path):
-        raise UserError(
-            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
-            "MEDTRAIN_FOLLOW_LINKS=1."
-        )
 
 
 def case_id(path: Path) -> str:

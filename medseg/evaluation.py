@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medseg.aside import Aside, report
 from medseg.cases import patient_of
 from medseg.cohort import CacheCohort, Cohort, ScanCohort
 from medseg.geometry import paste
@@ -18,6 +17,7 @@ from medseg.metrics import score_case
 from medseg.nifti import Unreadable
 from medseg.prediction import LISTING
 from medseg.table import RULES, Line, write_tables
+from medtrain.aside import Aside, report
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import read_json

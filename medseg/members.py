@@ -18,14 +18,13 @@ from medseg.labels import LabelMap
 from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medseg.scan import Scan, read_scan
-from medtrain import checkpoint
 from medtrain.cache import Case
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing
 from medtrain.recipe import build
-from medtrain.strategy import Forward, inference
-from medtrain.trained import read_best
+from medtrain.strategy import Forward
+from medtrain.trained import read_best, restored
 
 # The image (C,D,H,W) and grid of a case, prepared in the way that a member needs.
 Prepared = Callable[[Preparation], tuple[np.ndarray, Grid]]
@@ -59,12 +58,7 @@ class Member:
                 f"{path}, preparation: spacing_mm {preparation.spacing_mm:g} is no voxel size: train it again."
             )
         models.try_kernels(recipe)
-        try:
-            model = models.build_model(recipe)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        checkpoint.load_model(model, content, path)
-        forward = inference(model, recipe, device)
+        forward = restored(path, content, recipe, lambda: models.build_model(recipe), device)
         return cls(recipe.name, recipe, forward, label_map, preparation, content["score"])
 
     @property

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from medseg import nnunet
-from medseg.aside import Aside, report
 from medseg.brats import find_case_folders
-from medseg.cases import SUFFIXES, CaseFiles, case_id, stay_inside
+from medseg.cases import SUFFIXES, CaseFiles, case_id
 from medseg.claim import claimed
 from medseg.kept import Kept, digest, weights_of, written
 from medseg.members import load_members, predict_scan
 from medseg.nifti import Unreadable
+from medtrain.aside import Aside, report
 from medtrain.errors import UserError
-from medtrain.files import owner_of
+from medtrain.files import owner_of, stay_inside
 from medtrain.progress import track
 
 LISTING = "set_aside.csv"

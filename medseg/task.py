@@ -1,6 +1,5 @@
 """Brain-tumour segmentation as the engine sees it: model, loss, predict, score."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,11 +12,12 @@ from torch import nn
 from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
+from medseg.cached import read_grid, read_label_map, reference_name
 from medseg.cases import CHANNELS, patient_of
 from medseg.figures import overlay
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
-from medseg.labels import KNOWN, LabelMap
+from medseg.labels import KNOWN
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medtrain.cache import Cache, check_preparation
@@ -175,38 +175,6 @@ class SegTask:
         """The FLAIR volume in the crop box at the scan's own spacing, for pictures."""
         volume = torch.from_numpy(self.cache.read(case, "image")[:1].astype(np.float32))
         return infer.to_native(volume, self.grid(case).native)[0]
-
-
-def read_label_map(cache: Cache) -> LabelMap:
-    """What a cache's labels mean; raises UserError where it does not tell, or has other channels than ours."""
-    try:
-        label_map = LabelMap.from_dict(cache.labels)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{cache.path} does not tell what its labels mean: prepare it again.") from None
-    if len(cache.channels) != len(CHANNELS):
-        raise UserError(
-            f"{cache.path} has {len(cache.channels)} channels, {len(CHANNELS)} are needed: prepare it again."
-        )
-    return label_map
-
-
-def read_grid(cache: Cache, case: str) -> Grid:
-    """The way back to a case's own grid; raises UserError where it does not lead there."""
-    facts = cache.facts(case)
-    try:
-        grid = Grid.from_dict(facts["grid"])
-        fits = grid.native == cache.array(case, reference_name(cache, case)).shape
-        fits = fits and all(0 < mm < math.inf for mm in grid.voxel_mm)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        fits = False
-    if not fits:
-        raise UserError(f"{cache.path}: case {case} is damaged (its grid): prepare it again.")
-    return grid
-
-
-def reference_name(cache: Cache, case: str) -> str:
-    """Which array holds the true label in the crop box at the scan's own spacing."""
-    return "label_native" if cache.has(case, "label_native") else "label"
 
 
 def example(recipe: SegRecipe, batch: int, device: torch.device, kernels: Impl = "reference") -> Example:

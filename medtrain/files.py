@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError, disk_full
+from medtrain.wording import shown
 
 # Of a listing or plan; one of ten thousand members has 20 MB.
 MOST_JSON = 64 << 20
@@ -146,3 +147,12 @@ def escapes(root: Path, path: Path) -> bool:
     if follows_links():
         return False
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def stay_inside(folder: Path, path: Path) -> None:
+    """UserError where links lead out of the data folder."""
+    if escapes(folder, path):
+        raise UserError(
+            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
+            "MEDTRAIN_FOLLOW_LINKS=1."
+        )

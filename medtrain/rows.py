@@ -15,7 +15,7 @@ in this order; each is the identity at the value given in brackets:
     shift   (C)   x <- x + shift [0]
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -28,22 +28,12 @@ def layout(channels: int) -> dict[str, slice]:
         "warp": 1, "matrix": 12, "flip": 3, "noise": 1, "blur": 1, "contrast": channels,
         "low": 1, "gamma": channels, "scale": channels, "shift": channels,
     }  # fmt: skip
-    slices, at = {}, 0
-    for name, size in sizes.items():
-        slices[name] = slice(at, at + size)
-        at += size
-    return slices
+    return _slices(sizes)
 
 
 def pack(fields: Mapping[str, object], channels: int) -> np.ndarray:
     """A row from its fields; what is not given is the identity."""
-    slices = layout(channels)
-    row = np.zeros(slices["shift"].stop, np.float32)
-    for name in ("contrast", "low", "gamma", "scale"):
-        row[slices[name]] = 1
-    for name, value in fields.items():
-        row[slices[name]] = np.ravel(np.asarray(value, np.float32))
-    return row
+    return _filled(layout(channels), ("contrast", "low", "gamma", "scale"), fields)
 
 
 # The parameter row of an augmented image, applied in this order (identity in brackets):
@@ -60,18 +50,28 @@ IMAGE_ORDER = ("turn", "angle", "flip", "colour", "mix")
 
 def image_layout() -> dict[str, slice]:
     """Where each field lies in an image's row."""
+    return _slices(IMAGE_FIELDS)
+
+
+def pack_image(fields: Mapping[str, object]) -> np.ndarray:
+    """An image's row from its fields; what is not given is the identity. `roi` must be given."""
+    return _filled(image_layout(), ("colour", "mix"), fields)
+
+
+def _slices(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Fields of these sizes one behind another."""
     slices, at = {}, 0
-    for name, size in IMAGE_FIELDS.items():
+    for name, size in sizes.items():
         slices[name] = slice(at, at + size)
         at += size
     return slices
 
 
-def pack_image(fields: Mapping[str, object]) -> np.ndarray:
-    """An image's row from its fields; what is not given is the identity. `roi` must be given."""
-    slices = image_layout()
-    row = np.zeros(slices["mix"].stop, np.float32)
-    row[slices["colour"]] = row[slices["mix"]] = 1
+def _filled(slices: Mapping[str, slice], ones: Iterable[str], fields: Mapping[str, object]) -> np.ndarray:
+    """A row of these fields; what is not given is 1 where `ones` names it, else 0."""
+    row = np.zeros(max(where.stop for where in slices.values()), np.float32)
+    for name in ones:
+        row[slices[name]] = 1
     for name, value in fields.items():
         row[slices[name]] = np.ravel(np.asarray(value, np.float32))
     return row

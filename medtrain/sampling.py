@@ -38,6 +38,10 @@ class Stream:
         """(epoch, index in the epoch) of this rank's n-th sample."""
         return divmod(self.position(n), self.length)
 
+    def sample(self, epoch: int, index: int) -> int:
+        """Which of `length` samples comes at a place of an epoch."""
+        return int(order(self.seed, epoch, self.length)[index])
+
 
 @lru_cache(maxsize=4)
 def order(seed: int, epoch: int, length: int) -> np.ndarray:

@@ -1,12 +1,16 @@
 """What a run leaves for prediction, read with suspicion: it may come from anywhere."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from medtrain import checkpoint
 from medtrain.errors import UserError
+from medtrain.recipe import Recipe
+from medtrain.strategy import Forward, inference
 
 
 def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
@@ -20,6 +24,17 @@ def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
             raise UserError(f"{path} is a checkpoint of another task or version ({name}): name a run of this task.")
     check_tensors(path, content["model"])
     return path, content
+
+
+def restored(path: Path, content: dict[str, Any], recipe: Recipe, build: Callable[[], nn.Module],
+             device: torch.device) -> Forward:  # fmt: skip
+    """The network that `build` makes, with the weights of `read_best`, ready to predict; raises UserError."""
+    try:
+        model = build()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    checkpoint.load_model(model, content, path)
+    return inference(model, recipe, device)
 
 
 def check_tensors(path: Path, tensors: dict[Any, Any]) -> None:

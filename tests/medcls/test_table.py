@@ -16,7 +16,7 @@ from medcls.baseline import NAME, histogram_probs
 from medcls.folders import PUBLISHED
 from medcls.published import read_published
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData, slug
-from medcls.task import make_split, select
+from medcls.selection import make_split, select
 from medtrain.ensemble import log_loss_weights
 from medtrain.errors import UserError
 from medtrain.files import write_json, write_text

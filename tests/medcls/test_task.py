@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from medcls.audit import HEAD, audit_lines
 from medcls.duplicates import leaked_paths
+from medcls.folders import choose_cancer
 from medcls.recipes import ClsRecipe, ImageData
-from medcls.task import ClsTask, choose_cancer, class_probs, make_split, select, symmetries
+from medcls.selection import make_split, select
+from medcls.task import ClsTask, class_probs, symmetries
 from medtrain.errors import UserError
 from medtrain.image_cache import ImageCache
 from medtrain.pipeline import ImageBatch

@@ -9,7 +9,7 @@ from launch_helpers import run_main
 
 from medcls.duplicates import leaked_paths
 from medcls.recipes import ImageData
-from medcls.task import make_split
+from medcls.selection import make_split
 from medtrain.image_cache import ImageCache
 from medtrain.results import read_rows
 

@@ -1,4 +1,4 @@
-"""Cases that can not be used and do not stop the others: told on stderr, and listed in a file with their reasons."""
+"""What can not be used and does not stop the rest: told on stderr, and listed in a file with the reasons."""
 
 import sys
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ Aside = tuple[str, str]  # case and reason
 
 
 def listing_of(cache: Path) -> Path:
-    """Where the cases are listed that a cache had to do without."""
+    """Where that is listed which a cache had to do without."""
     return cache.with_name(f"{cache.name}.set_aside.csv")
 
 
-def report(aside: Sequence[Aside], listing: Path, what: str) -> None:
-    """Tell what was set aside (`what` names one of it), and write or remove the list of it."""
+def report(aside: Sequence[Aside], listing: Path, what: str, head: str = "case") -> None:
+    """Tell what was set aside (`what` names one of it), and write or remove the list of it; `head` is of its column."""
     for case, reason in aside[:MOST_LINES]:
         print(f"set aside: {case}: {' '.join(reason.split())}", file=sys.stderr)
     if not aside:
         listing.unlink(missing_ok=True)  # of an earlier call
         return
-    write_text(listing, to_csv([("case", "reason"), *((case, " ".join(reason.split())) for case, reason in aside)]))
+    write_text(listing, to_csv([(head, "reason"), *((case, " ".join(reason.split())) for case, reason in aside)]))
     print(f"{len(aside)} {what}{'s' if len(aside) > 1 else ''} set aside, listed in {listing}", file=sys.stderr)
