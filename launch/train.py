@@ -19,7 +19,8 @@ from medtrain.recipe import Recipe, differing
 from medtrain.wording import listed
 
 if TYPE_CHECKING:
-    from medtrain.engine import Engine, Task
+    from medtrain.engine import Engine
+    from medtrain.task import Task
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +14,12 @@ from medtrain.files import read_json, write_json
 from medtrain.precision import autocast, precision_for
 from medtrain.recipe import Recipe
 from medtrain.sampling import Stream
-
-if TYPE_CHECKING:
-    from medtrain.engine import Task
+from medtrain.task import Task
 
 RECORD, WEIGHTS = "diverged.json", "checkpoint_diverged.pt"
 
 
-def record(run: Path, recipe: Recipe, task: "Task", step: int, skipped: int, world: int,
+def record(run: Path, recipe: Recipe, task: Task, step: int, skipped: int, world: int,
            content: dict[str, Any]) -> None:  # fmt: skip
     """Write the weights before `step`, and which samples it had, into the run folder."""
     stream = Stream(recipe.train.seed, task.epoch_length(), recipe.train.batch, first_step=step)
@@ -56,7 +54,7 @@ class Share:
     norm: float
 
 
-def replay(run: Path, recipe: Recipe, task: "Task", device: torch.device) -> Iterator[Share]:
+def replay(run: Path, recipe: Recipe, task: Task, device: torch.device) -> Iterator[Share]:
     """Do the recorded step again, share by share as its ranks had it; raises UserError where nothing is recorded."""
     if not (run / RECORD).is_file():
         raise UserError(f"{run / RECORD} is not there: only a run that ended with lost gradients can be replayed.")
@@ -72,7 +70,7 @@ def replay(run: Path, recipe: Recipe, task: "Task", device: torch.device) -> Ite
         yield _share(model, recipe, task, next(loader).to(device), device)
 
 
-def _share(model: nn.Module, recipe: Recipe, task: "Task", batch: Any, device: torch.device) -> Share:
+def _share(model: nn.Module, recipe: Recipe, task: Task, batch: Any, device: torch.device) -> Share:
     precision = precision_for(recipe, device)
     model.zero_grad(set_to_none=True)
     with autocast(precision, device.type):

@@ -4,13 +4,12 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import nn
 
 from medtrain import checkpoint, distributed, divergence
 from medtrain.distributed import Ranks
@@ -20,64 +19,14 @@ from medtrain.meter import Meter
 from medtrain.profiling import Profile, shares
 from medtrain.recipe import Recipe
 from medtrain.results import CaseRow, to_markdown
-from medtrain.sampling import Split, Stream
+from medtrain.sampling import Stream
 from medtrain.schedule import learning_rate
 from medtrain.selftest import check_convolutions
 from medtrain.strategies import make_strategy
-from medtrain.strategy import Forward, Group, forwarding
+from medtrain.strategy import forwarding
+from medtrain.task import Task
 from medtrain.tracker import Tracker
 from medtrain.writer import Writer
-
-
-class Task(Protocol):
-    """What the engine asks of a task."""
-
-    best_by: str  # which entry of `summary` chooses the best checkpoint; larger is better
-    split: Split
-
-    def warnings(self) -> list[str]:
-        """What is to be told before training: why its scores would mislead."""
-
-    def build_model(self) -> nn.Module:
-        """The network as training starts from it."""
-
-    def parameter_groups(self, model: nn.Module) -> list[Group]:
-        """Its trainable parameters, with `lr_scale` and `frozen_epochs` a group."""
-
-    def loss(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Mean loss over a batch; `outputs` are as `Single.forward` gives them, in float32."""
-
-    def predictions(
-        self, forward: Forward, cases: Sequence[str], *, thorough: bool
-    ) -> Iterable[tuple[str, np.ndarray]]:
-        """Each case with its prediction; `thorough` for the final rows (flips and the like), else quick."""
-
-    def score(self, case: str, prediction: np.ndarray, *, thorough: bool) -> dict[str, float]:
-        """What a row of results holds of a case; `thorough` as in `predictions`."""
-
-    def summary(self, rows: Sequence[CaseRow]) -> dict[str, float]:
-        """Scores of many cases together."""
-
-    def picture(self, rows: Sequence[CaseRow], case: str, prediction: np.ndarray) -> np.ndarray:
-        """What TensorBoard shows of a validation and of its first case, (H,W,3) uint8."""
-
-    def epoch_length(self) -> int:
-        """Samples of one epoch."""
-
-    def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
-        """An endless iterator of this rank's batches."""
-
-    def case_of(self, epoch: int, index: int) -> str:
-        """Which training case the sample `index` of `epoch` is of."""
-
-    def facts(self) -> dict[str, Any]:
-        """Plain values that a checkpoint must carry to be used alone (label map, preparation)."""
-
-    def judged(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Parts whose cases get final rows, by name; the scores are those of the last one."""
-
-    def about(self) -> dict[str, Any]:
-        """What done.json tells beside the scores."""
 
 
 class Engine:
