@@ -169,8 +169,9 @@ def _check_split(run: Path, rows: Sequence[CaseRow], split: Split, cache: ImageC
 
 def _known(done: Mapping[str, Any]) -> str:
     """What a member's done.json tells of the weights that it began with."""
-    seen = done.get("seen_before") or 0
-    return f"{seen} of its test images were known to the weights that it began with" if seen else ""
+    seen = done.get("seen_before")  # runs of before do not tell
+    known = isinstance(seen, int) and seen > 0
+    return f"{seen} of its test images were known to the weights that it began with" if known else ""
 
 
 def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:

@@ -5,6 +5,7 @@ import medtrain  # noqa: F401  # isort: skip  (before torch: it says how threads
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_slurm
 import pytest
@@ -26,26 +27,34 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
 
-# With workers (`tests/run.sh`), a file's tests stay with one of them, for its fixtures' sake, and those of a real SLURM
-# too, which a machine has once; what takes longest begins first.
+# What takes longest begins first where there are workers (`tests/run.sh`).
 LONGEST = (
     "real_slurm", "system/test_main_job.py", "system/test_torture.py", "launch/test_sweep.py",
     "medtrain/test_zero.py", "medtrain/test_strategy.py", "medcls/test_training.py", "system/test_fuzz.py",
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def group_of(nodeid: str) -> str:
+    """What stays with one worker: a file, for its fixtures' sake, and all of a real SLURM, which a machine has once."""
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    return "real_slurm" if path.startswith("system/test_real_slurm") else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not hasattr(config, "workerinput"):
-        return
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-
-    def group(item: pytest.Item) -> str:
-        return "real_slurm" if item.get_closest_marker("real_slurm") else str(item.path.relative_to(ROOT / "tests"))
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: ranks.get(group(item), len(ranks)))
+    if hasattr(config, "workerinput"):
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(group_of(item.nodeid), len(ranks)))
 
 
 @pytest.fixture(autouse=True)

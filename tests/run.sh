@@ -13,4 +13,4 @@ ruff check . && ruff format --check .
 mypy kernels medtrain medseg medcls launch slurm
 # where the interpreter itself falls, at its very end too, the threads' places are printed
 export PYTHONFAULTHANDLER=1
-exec python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadscope --no-loadscope-reorder "$@"

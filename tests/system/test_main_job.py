@@ -34,8 +34,8 @@ def test_brats_sh_reaches_its_dice(tmp_path: Path) -> None:
     run_job("brats.sh", out, "--set", "train.epochs=8")  # of 16
     table = {line["member"]: line for line in csv.DictReader((out / "table.csv").open(encoding="utf-8"))}
     assert list(table) == ["brats_segresnet_demo", "brats_unetr_demo", "Ensemble"]
-    assert float(table["brats_segresnet_demo"]["WT"]) >= 0.85
-    assert float(table["Ensemble"]["WT"]) >= 0.85
+    assert float(table["brats_segresnet_demo"]["WT"]) >= 0.8
+    assert float(table["Ensemble"]["WT"]) >= 0.8
 
 
 @pytest.mark.slow
