@@ -83,11 +83,11 @@ class Sweeps:
     def follow(self, out: Path) -> subprocess.CompletedProcess[str]:
         return self.script("sweep", "--resume", out, "--follow", "--every", "1")
 
-    def finish(self, out: Path, seconds: float = 240) -> dict[str, object]:
+    def finish(self, out: Path, seconds: float = 600) -> dict[str, object]:
         self.wait(out / "finish.json", seconds=seconds)
         return json.loads((out / "finish.json").read_text())
 
-    def wait(self, path: Path, holds: Callable[[dict[str, object]], bool] = bool, seconds: float = 120) -> None:
+    def wait(self, path: Path, holds: Callable[[dict[str, object]], bool] = bool, seconds: float = 400) -> None:
         def ready() -> bool:
             try:
                 return holds(json.loads(path.read_text()))
