@@ -5,7 +5,6 @@ import medtrain  # noqa: F401  # isort: skip  (before torch: it says how threads
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import fake_slurm
 import pytest
@@ -27,34 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_BRATS = ROOT.parent / "shared" / "data" / "brats_mini"
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "multicancer_mini"
 
-# What takes longest begins first where there are workers (`tests/run.sh`).
-LONGEST = (
-    "real_slurm", "system/test_main_job.py", "system/test_torture.py", "launch/test_sweep.py",
-    "medtrain/test_zero.py", "medtrain/test_strategy.py", "medcls/test_training.py", "system/test_fuzz.py",
-)  # fmt: skip
-
-
-def group_of(nodeid: str) -> str:
-    """What stays with one worker: a file, for its fixtures' sake, and all of a real SLURM, which a machine has once."""
-    path = nodeid.partition("::")[0].removeprefix("tests/")
-    return "real_slurm" if path.startswith("system/test_real_slurm") else path
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group_of(nodeid)
-
-    return ByGroup(config, log)
+# Of the files that workers share (`tests/run.sh`), those that take longest begin first.
+LONGEST = ("launch/test_sweep.py", "medcls/test_training.py", "system/test_fuzz.py", "medtrain/test_engine.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        ranks = {name: rank for rank, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: ranks.get(group_of(item.nodeid), len(ranks)))
+        ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True)

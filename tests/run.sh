@@ -13,4 +13,9 @@ ruff check . && ruff format --check .
 mypy kernels medtrain medseg medcls launch slurm
 # where the interpreter itself falls, at its very end too, the threads' places are printed
 export PYTHONFAULTHANDLER=1
-exec python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadscope --no-loadscope-reorder "$@"
+[ $# -eq 0 ] || exec python -m pytest "$@"
+# what takes long waits for other programs, too, and is run alone
+status=0
+python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not slow" || status=$?
+python -m pytest -m slow || status=$?
+exit $status
