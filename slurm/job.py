@@ -66,24 +66,24 @@ class ThisJob:
         else:
             print(f"requeued job {self.name}", flush=True)
 
-    def preempted(self) -> bool:
-        """Whether SLURM is taking this job away for another one, rather than cancelling it."""
+    def taken(self) -> bool:
+        """Whether SLURM is taking this job away, for another one or at its time limit, rather than cancelling it."""
         try:
-            done = commands.call(["scontrol", "-o", "show", "job", self.name], patience_s=15)
+            told = commands.call(["scontrol", "-o", "show", "job", self.name], patience_s=15).stdout
         except commands.ClusterError:
             return False
-        when = re.search(r"\bPreemptTime=(\S+)", done.stdout)
-        taken = when is not None and when.group(1) not in ("None", "Unknown", "N/A")
-        return taken and "JobState=CANCELLED" not in done.stdout
+        preempted = re.search(r"\bPreemptTime=(?!None|Unknown|N/A)\S", told)
+        return "JobState=CANCELLED" not in told and bool(preempted or re.search(r"\bReason=TimeLimit\b", told))
 
     def leave(self, told: str) -> NoReturn:
         """End this process after `told`: WARNING, END, or "" where another rank was told first.
 
-        Rank 0 has the job requeued after a warning, and where TERM meant a preemption: in its grace time SLURM requeues
-        nothing that ends by itself. The others end at once and with status 0: a status would make srun kill rank 0
-        before it has saved and asked, and libraries may wait for a network that is no more.
+        Rank 0 has the job requeued after a warning, and where TERM meant a preemption (in its grace time SLURM requeues
+        nothing that ends by itself) or a time limit (its warning may come before Python listens). The others end at
+        once and with status 0: a status would make srun kill rank 0 before it has saved and asked, and libraries may
+        wait for a network that is no more.
         """
-        again = self.is_main and (told != END or self.preempted())
+        again = self.is_main and (told != END or self.taken())
         if again:
             self.requeue()
         sys.stdout.flush()

@@ -107,6 +107,14 @@ def test_a_preemption_that_gives_no_warning_is_told_from_a_cancellation(slurm: P
     assert ended(process)[0] == 143
 
 
+def test_a_time_limit_whose_warning_was_missed_is_no_end(slurm: Path) -> None:
+    (slurm / "scontrol_job.txt").write_text("JobId=812 JobState=COMPLETING Reason=TimeLimit PreemptTime=None X=1\n")
+    process = start(LOOP, "30", "steps")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
+    assert fake_slurm.calls(slurm, "scontrol")[1:] == [["requeue", "810_2"]]
+
+
 def test_other_ranks_never_end_the_job_before_rank_0_has_saved(slurm: Path) -> None:
     process = start(LOOP, "30", "steps", rank=1)
     process.send_signal(signal.SIGTERM)
