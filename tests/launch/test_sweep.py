@@ -237,7 +237,7 @@ def test_refusals(sweep: tuple[Path, str], phantoms: Path, tmp_path: Path, capsy
     assert "nobody is not in the data set" in capsys.readouterr().err
     for extra, words in (
         (("--processes", 0), "at least 1"),
-        (("--processes", 2), "--set train.batch=2"),
+        (("--processes", 3), "--set train.batch=3"),
         (("--weights", "validation"), "--set data.test_fraction"),
     ):
         assert run_main("sweep", "brats_demo", "--data", phantoms, "--out", tmp_path / "s", *QUICK, *extra) == 2
