@@ -3,6 +3,7 @@
 import medtrain  # noqa: F401  # isort: skip  (before torch: it says how threads wait)
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
         items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where a run must end in time (`.ci/run`), what has not begun by then is skipped and says so."""
+    until = float(os.environ.get("MEDTRAIN_TEST_UNTIL", "inf"))
+    if time.time() > until:
+        pytest.skip("the time for tests is over on this slow machine (MEDTRAIN_TEST_UNTIL)")
 
 
 @pytest.fixture(autouse=True)

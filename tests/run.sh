@@ -17,5 +17,5 @@ export PYTHONFAULTHANDLER=1
 # what takes long waits for other programs, too, and is run alone
 status=0
 python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not slow" || status=$?
-python -m pytest -m slow || status=$?
+python -m pytest -m slow -rs || status=$?
 exit $status
