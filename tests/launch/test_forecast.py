@@ -146,7 +146,7 @@ def test_a_step_is_measured_where_none_is_given(capsys: pytest.CaptureFixture[st
             ("--plan", "--ranks", "2", "--set", "train.strategy=single", "--set", "train.batch=2"),
             "single can not use 2",
         ),
-        (("--plan", "--ranks", "3"), "--ranks 3: train.batch=1 can not be shared by 3"),
+        (("--plan", "--ranks", "3"), "--ranks 3: train.batch=2 can not be shared by 3"),
         (("--plan", "--memory-gb", "nan"), "--memory-gb nan"),
         ((), "--cache, --out"),
     ],
