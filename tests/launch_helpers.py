@@ -20,7 +20,7 @@ def run_main(program: str, *arguments: object) -> int:
     return exit_code(main, [str(a) for a in arguments])
 
 
-def run_script(program: str, *arguments: object, ranks: int = 0, timeout: float = 300,
+def run_script(program: str, *arguments: object, ranks: int = 0, timeout: float = 600,
                environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """`python launch/<program>.py` or the same under torchrun; one thread a process."""
     start = [sys.executable]

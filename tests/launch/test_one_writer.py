@@ -69,12 +69,12 @@ def test_ranks_of_a_second_launch_are_refused_together(cache: Path, tmp_path: Pa
     run = tmp_path / "run"
     with training(run):
         before = state(run)
-        done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", run, *SETS, ranks=2, timeout=120)
+        done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", run, *SETS, ranks=2)
         assert done.returncode == 1  # torchrun's own
         assert done.stderr.count("error: ") == 1, done.stderr
         assert f"error: {run} is in use: " in done.stderr
         assert state(run) == before
-    done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", run, *SETS, ranks=2, timeout=200)
+    done = run_script("train", "brats_segresnet_demo", "--cache", cache, "--out", run, *SETS, ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (run / "done.json").is_file()
 

@@ -115,7 +115,7 @@ def test_watching_goes_on_until_it_is_stopped(sweep: tuple[Path, dict[str, Any],
     while seen < 3:
         seen += "1 done, 1 failed" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in error
 

@@ -304,7 +304,7 @@ def test_replayed_ranks_take_the_steps_of_ddp(backend: str, ranks: int) -> None:
     """Ranks share a GPU, which NCCL refuses for more than one."""
     script = Path(__file__).with_name("replayed_on_a_gpu.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run([*command, str(script), backend], capture_output=True, text=True, timeout=240, check=False,
+    done = subprocess.run([*command, str(script), backend], capture_output=True, text=True, timeout=600, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -49,7 +49,7 @@ def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: 
         family = children(process.pid)
         assert len(family) >= 3
         (os.killpg if group else os.kill)(process.pid, number)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=120)
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert b"interrupted; the same command goes on" in error

@@ -48,7 +48,7 @@ def start(code: str, *arguments: str, rank: int = 0) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=120)
     return process.returncode, text
 
 
@@ -176,7 +176,7 @@ def test_a_warning_before_python_listens_does_not_kill_the_job() -> None:
     process = subprocess.Popen(["bash", "-c", f"exec {PATIENT_SHELL} sleep 1"])
     time.sleep(0.3)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
 
 
 def test_patience_is_less_than_slurms() -> None:
