@@ -126,9 +126,9 @@ def test_gpus_that_can_not_be_used_are_told_with_node_and_remedy(no_gpu: None, m
 def test_a_cpu_is_taken_where_no_gpu_was_asked_for_or_it_is_allowed(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    demand_gpus(0, "cpu01")
+    assert demand_gpus(0, "cpu01") is None  # others raise
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
-    demand_gpus(4, "gpu07")
+    assert demand_gpus(4, "gpu07") is None
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "0")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    demand_gpus(4, "gpu07")
+    assert demand_gpus(4, "gpu07") is None
