@@ -5,7 +5,6 @@ process that goes on from it.
 """
 
 import copy
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -34,18 +33,20 @@ def own(loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def networks() -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
-    """Name, recipe, how to build it, and the input of the first rank.
+def networks(precision: str) -> Iterator[tuple[str, Any, Any, torch.Tensor]]:
+    """Name, recipe, how to build it, and the input of the first rank; smaller ones in bf16, which CPUs without AVX-512
+    imitate slowly.
 
     The classifiers' batch normalisation sees the samples of its own rank: there all ranks get the same ones, so that
     their statistics are those of the whole batch.
     """
     generator = torch.Generator().manual_seed(0)
-    for name in ("segresnet", "unetr"):
-        small = ["model.feature=4", "model.hidden=48", "model.mlp=64", "model.heads=4"] if name == "unetr" else []
-        recipe = SEG_RECIPES[f"brats_{name}_demo"]().override(["data.crop=32,32,32", "model.dropout=0", *small])
-        yield name, recipe, build_segmenter, torch.randn(1, 4, 32, 32, 32, generator=generator)
-    for name in ("densenet201", "resnetv2"):
+    unetr = ["model.feature=4", "model.hidden=48", "model.mlp=64", "model.heads=4"]
+    for name, side, small in (("segresnet", 32 if precision == "fp32" else 16, []), ("unetr", 32, unetr)):
+        crop = f"data.crop={side},{side},{side}"
+        recipe = SEG_RECIPES[f"brats_{name}_demo"]().override([crop, "model.dropout=0", *small])
+        yield name, recipe, build_segmenter, torch.randn(1, 4, side, side, side, generator=generator)
+    for name in ("densenet201", "resnetv2") if precision == "fp32" else ("mobilenetv3",):
         recipe = CLS_RECIPES[f"multicancer_{name}_demo"]()
         yield name, recipe, lambda r: build_classifier(r, 3), torch.randn(2, 3, 64, 64, generator=generator)
 
@@ -80,7 +81,8 @@ def main() -> None:
     ranks = distributed.start(120)
     torch.set_num_threads(1)
     references: dict[tuple[str, str], list[float]] = {}
-    for settings, (name, plain, build, first) in itertools.product(sys.argv[1:], networks()):
+    combinations = [(settings, *network) for settings in sys.argv[1:] for network in networks(settings.split(":")[2])]
+    for settings, name, plain, build, first in combinations:
         kind, stage, precision = settings.split(":")
         recipe = plain.override([
             f"train.strategy={'auto' if kind == 'replayed' else kind}",

@@ -21,7 +21,7 @@ from medtrain.errors import UserError
 from medtrain.settings import check_deepspeed, configuration
 
 Tiny = Callable[..., SegRecipe]
-NETWORKS = ("segresnet", "unetr", "densenet201", "resnetv2")
+NETWORKS = {"fp32": ("segresnet", "unetr", "densenet201", "resnetv2"), "bf16": ("segresnet", "unetr", "mobilenetv3")}
 SETTINGS = [f"{kind}:{precision}" for precision in ("fp32", "bf16")
             for kind in ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
 
@@ -31,7 +31,7 @@ def told() -> dict[str, dict[str, dict[str, list[float]]]]:
     """Losses by settings and network, from two processes that live through all of them: starting takes longest."""
     script = Path(__file__).with_name("strategies_on_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run([*command, *SETTINGS], capture_output=True, text=True, timeout=1200, check=False,
+    done = subprocess.run([*command, *SETTINGS], capture_output=True, text=True, timeout=1800, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -47,7 +47,7 @@ def test_strategies_agree(settings: str, told: dict[str, dict[str, dict[str, lis
     the state; and one process goes on from the state of two ranks.
     """
     found = told[settings]
-    assert tuple(found) == NETWORKS
+    assert tuple(found) == NETWORKS[settings.rpartition(":")[2]]
     tolerance = 5e-4 if settings.endswith("fp32") else 3e-2
     for network, losses in found.items():
         assert losses["ranks"] == pytest.approx(losses["single"], abs=tolerance), network
