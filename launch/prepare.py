@@ -46,8 +46,8 @@ def audit(options: argparse.Namespace) -> int:
 
 def _print_audit(path: Path) -> int:
     from medcls.audit import audit_lines
+    from medcls.cache import ImageCache
     from medcls.recipes import ImageData
-    from medtrain.image_cache import ImageCache
     from medtrain.results import to_markdown
 
     cache = ImageCache(path)
@@ -71,8 +71,9 @@ def weights(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Compare every case's bytes with its checksum."""
-    from medtrain.cache import Cache, kind_of
-    from medtrain.image_cache import ImageCache
+    from medcls.cache import ImageCache
+    from medseg.cache import Cache
+    from medtrain.cache import kind_of
     from medtrain.progress import track
 
     cache = Cache(options.cache) if kind_of(options.cache) == "volume" else ImageCache(options.cache)

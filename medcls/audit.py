@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
 from medcls.recipes import ImageData
 from medcls.selection import make_split, select
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache
 
 HEAD = ("cancer", "images", "having a near-duplicate", "group split: test", "with a copy in training",
         "random split: test", "with a copy in training, random")  # fmt: skip

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from medtrain import rows
-from medtrain.image_cache import ImageCache
+from medcls import rows
+from medcls.cache import ImageCache
 from medtrain.processes import stay_with_parent
 from medtrain.recipe import within
 from medtrain.sampling import Stream, generator
@@ -41,7 +41,7 @@ class Augment:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The operations that can occur, in the order of `rows.IMAGE_ORDER`."""
+        """The operations that can occur, in the order of `rows.ORDER`."""
         on = {
             "turn": self.turn > 0,
             "angle": self.angle > 0,
@@ -49,12 +49,12 @@ class Augment:
             "colour": max(self.brightness, self.contrast, self.saturation) > 0,
             "mix": self.mixup > 0,
         }
-        return tuple(name for name in rows.IMAGE_ORDER if on[name])
+        return tuple(name for name in rows.ORDER if on[name])
 
 
 def whole(size: Sequence[int]) -> np.ndarray:
     """The row that takes the whole image and changes nothing else."""
-    return rows.pack_image({"roi": (0, 0, *size)})
+    return rows.pack({"roi": (0, 0, *size)})
 
 
 def draw(rng: np.random.Generator, augment: Augment, size: Sequence[int]) -> np.ndarray:
@@ -72,7 +72,7 @@ def draw(rng: np.random.Generator, augment: Augment, size: Sequence[int]) -> np.
     if augment.mixup > 0:
         share = float(rng.beta(augment.mixup, augment.mixup))
         fields["mix"] = max(share, 1 - share)  # an image stays mostly itself, so its partner's draw is independent
-    return rows.pack_image(fields)
+    return rows.pack(fields)
 
 
 def _roi(rng: np.random.Generator, augment: Augment, height: int, width: int) -> tuple[int, int, int, int]:
@@ -161,7 +161,7 @@ def apply(image_HWC: np.ndarray, row: np.ndarray, size: int) -> np.ndarray:
 
     from medcls.pixels import LUMA
 
-    at = {name: row[where] for name, where in rows.image_layout().items()}
+    at = {name: row[where] for name, where in rows.layout().items()}
     top, left, height, width = (int(v) for v in at["roi"])
     image = Image.fromarray(image_HWC[top : top + height, left : left + width])
     image = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -10,9 +10,9 @@ from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
 from medtrain.errors import UserError
 
 if TYPE_CHECKING:
+    from medcls.cache import ImageCache
     from medcls.task import ClsTask
     from medtrain.estimate import Example
-    from medtrain.image_cache import ImageCache
 
 TASK = "multicancer"
 Recipe = ClsRecipe
@@ -29,7 +29,7 @@ __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "
 
 def open_cache(path: Path) -> "ImageCache":
     """A cache of images."""
-    from medtrain.image_cache import ImageCache
+    from medcls.cache import ImageCache
 
     return ImageCache(path)
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from medcls.cache import ImageCache
 from medcls.keypoints import copy_pairs
-from medtrain.image_cache import ImageCache
 from medtrain.sampling import Split
 
 # Bits of 256 that may differ. Recompressed, resized, brightened, flipped and turned copies of real MRIs differ by at

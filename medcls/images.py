@@ -13,10 +13,10 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from medcls.cache import digest
 from medcls.depth import eight_bit
 from medcls.keypoints import features
 from medcls.metadata import without_metadata
-from medtrain.image_cache import digest
 from medtrain.wording import shown
 
 # Raise it whenever a stored byte or number would change.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from medtrain import rows
+from medcls import rows
 
 # ITU-R BT.601 luma, in thousandths as DALI takes it
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -54,7 +54,7 @@ def prepared(encoded: np.ndarray, row: np.ndarray, size: int) -> tuple[np.ndarra
 
     Colours wait where a rotation comes first, because they change the black that it brings in.
     """
-    at = rows.image_layout()
+    at = rows.layout()
     image = decoded(encoded, row[at["roi"]].tolist(), size)
     left = row.copy()
     left[at["roi"]] = 0, 0, size, size

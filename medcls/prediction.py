@@ -13,12 +13,12 @@ import torch
 from medcls import backbones, images
 from medcls.augment import whole
 from medcls.folders import is_litter
+from medcls.pipeline import ImageLoader
 from medcls.recipes import ClsRecipe
 from medcls.task import class_probs
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import walk_files, write_text
-from medtrain.pipeline import ImageLoader
 from medtrain.progress import Progress
 from medtrain.results import to_csv
 from medtrain.strategy import Forward

@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 
 from medcls import images, keypoints
+from medcls.cache import ImageCache, Images, digest, write_images
 from medcls.duplicates import NEAR_BITS, conflicts, joined, same_bytes, similar_pairs
 from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.aside import listing_of, report
 from medtrain.errors import UserError
 from medtrain.files import escapes, follows_links, origin, remove_leftovers, replacing
-from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.lock import PATIENCE_S, locked
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import has_patients, read_patients

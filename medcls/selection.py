@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from medcls.cache import ImageCache
 from medcls.folders import choose_cancer
 from medcls.recipes import ALL_CANCERS, ImageData
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache
 from medtrain.sampling import Split, TooFewGroups, split_groups
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from medcls import baseline, figures, metrics
 from medcls.audit import audit_lines
+from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths, relatives
 from medcls.folders import choose_cancer
 from medcls.positive import choose_positive
@@ -21,7 +22,6 @@ from medtrain.aside import listing_of
 from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import write_text
-from medtrain.image_cache import ImageCache
 from medtrain.results import (
     CaseRow,
     check_trained_on,

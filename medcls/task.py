@@ -16,16 +16,16 @@ from torch.nn import functional
 
 from medcls import backbones, figures, images, metrics
 from medcls.augment import Augment, ImageSource
+from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths, relatives
 from medcls.folders import choose_cancer
+from medcls.pipeline import ImageBatch, ImageLoader
 from medcls.positive import choose_positive
 from medcls.recipes import ClsRecipe
 from medcls.selection import make_split, select
 from medtrain.cache import check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
-from medtrain.image_cache import ImageCache
-from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.results import CaseRow
 from medtrain.sampling import Split, Stream, order
 from medtrain.strategy import Group

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from medtrain import rows
-from medtrain.cache import Cache
+from medseg import rows
+from medseg.cache import Cache
 from medtrain.processes import stay_with_parent
 from medtrain.recipe import within
 from medtrain.sampling import Stream, generator

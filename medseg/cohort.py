@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medseg.cached import read_grid, read_label_map, reference_name
+from medseg.cache import Cache, read_grid, read_label_map, reference_name
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
 from medseg.kept import written
@@ -16,7 +16,6 @@ from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset
 from medseg.preparation import Preparation, in_words
 from medseg.scan import read_scan
-from medtrain.cache import Cache
 from medtrain.errors import UserError
 from medtrain.recipe import build
 

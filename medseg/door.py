@@ -9,8 +9,8 @@ from medseg.recipes import RECIPES, SWEEPS, SegRecipe
 from medtrain.errors import UserError
 
 if TYPE_CHECKING:
+    from medseg.cache import Cache
     from medseg.task import SegTask
-    from medtrain.cache import Cache
     from medtrain.estimate import Example
 
 TASK = "brats"
@@ -28,7 +28,7 @@ __all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "
 
 def open_cache(path: Path) -> "Cache":
     """A cache of volumes."""
-    from medtrain.cache import Cache
+    from medseg.cache import Cache
 
     return Cache(path)
 

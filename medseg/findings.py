@@ -8,8 +8,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from medseg.cache import Cache
 from medseg.preparation import beyond, in_words
-from medtrain.cache import Cache
 
 # A brain fills half of its box (0.50 to 0.54 in eight BraTS scans), a head with its skull, or noise, all of it.
 WHOLE_BOX = 0.9

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medseg import infer, models
+from medseg.cache import Case
 from medseg.cases import CaseFiles
 from medseg.findings import NO_BRAIN, is_whole_head
 from medseg.geometry import Grid, paste, to_nifti
@@ -18,7 +19,6 @@ from medseg.labels import LabelMap
 from medseg.preparation import LEAST_MM, Preparation, in_words, prepare_case
 from medseg.recipes import SegRecipe, window_of
 from medseg.scan import Scan, read_scan
-from medtrain.cache import Case
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import replacing

@@ -18,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from medseg.cache import Cache, Case, assemble, part_fits, write_part
 from medseg.cases import CHANNELS, CaseFiles
 from medseg.geometry import (
     Grid,
@@ -33,7 +34,6 @@ from medseg.msd import Dataset, read_dataset
 from medseg.nifti import MOST_VOXELS, Unreadable
 from medseg.scan import Scan, read_scan
 from medtrain.aside import Aside, listing_of, report
-from medtrain.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 from medtrain.files import origin, remove_leftovers
 from medtrain.lock import PATIENCE_S, locked

@@ -12,12 +12,12 @@ from typing import Self
 import torch
 
 from medkernels.augment import Volumes, augment
+from medseg import rows
 from medseg.augment import Draw, VolumeSource
+from medseg.cache import Cache
+from medseg.pipeline import Batch
 from medseg.recipes import SegRecipe
-from medtrain import rows
-from medtrain.cache import Cache
 from medtrain.errors import UserError
-from medtrain.pipeline import Batch
 
 GATHERED = {"warp", "flip", "intensity"}  # what one gather can do
 SHARE = 0.25  # of the free memory of a GPU that volumes may take unasked

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from medseg.cache import Cache
 from medseg.figures import overlay, write_box_plot, write_overlay
 from medseg.kept import Kept, weights_of
 from medseg.labels import REGIONS
@@ -16,7 +17,6 @@ from medseg.members import Member, load_members, native_probs
 from medseg.metrics import DICE, HD95, score_case
 from medseg.task import SegTask
 from medtrain.aside import listing_of
-from medtrain.cache import Cache
 from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
 from medtrain.files import write_text

@@ -12,7 +12,7 @@ from torch import nn
 from medkernels.dispatch import Impl
 from medseg import infer, losses, metrics, models, resident
 from medseg.augment import VolumeSource
-from medseg.cached import read_grid, read_label_map, reference_name
+from medseg.cache import Cache, read_grid, read_label_map, reference_name
 from medseg.cases import CHANNELS, patient_of
 from medseg.figures import overlay
 from medseg.findings import scans_voxels
@@ -20,7 +20,7 @@ from medseg.geometry import Grid
 from medseg.labels import KNOWN
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
-from medtrain.cache import Cache, check_preparation
+from medtrain.cache import check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.patients import owners
@@ -108,7 +108,7 @@ class SegTask:
 
     def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
         """This rank's batches, from volumes on the GPU or from DALI."""
-        from medtrain.pipeline import VolumeLoader
+        from medseg.pipeline import VolumeLoader
 
         recipe = self.recipe
         self._tell_small(quiet=stream.rank > 0)

@@ -14,7 +14,7 @@ def warp(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Linear for the image (C,D,H,W) float16, nearest neighbour for the label (D,H,W) uint8; zero outside the patch.
 
-    `matrix` (12,) or (3,4) leads from output to input voxels with centres at .5, in D H W order, as in `medtrain.rows`.
+    `matrix` (12,) or (3,4) leads from output to input voxels with centres at .5, in D H W order, as in `medseg.rows`.
     """
     linear, offset = matrix.reshape(3, 4)[:, :3].astype(float), matrix.reshape(3, 4)[:, 3].astype(float)
     transform = sitk.AffineTransform(3)

@@ -15,19 +15,19 @@ from hostile import listing, msd_folder, nifti, png
 from PIL import Image
 
 from medcls import images
+from medcls.cache import ImageCache, Images, digest, write_images
 from medcls.recipes import RECIPES as CLS_RECIPES
 from medlaunch.options import read_recipe
 from medlaunch.plan import Request, make_plan, read_plan, read_recipes, write_plan
 from medlaunch.report import read_jobs, standings
+from medseg import cache as volumes
+from medseg.cache import Cache
 from medseg.msd import read_dataset
 from medseg.nifti import read_nifti
 from medseg.recipes import RECIPES as SEG_RECIPES
 from medslurm.cluster import read_cluster
 from medslurm.commands import ClusterError
-from medtrain import cache as volumes
-from medtrain.cache import Cache
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.results import read_rows
 
 

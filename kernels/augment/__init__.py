@@ -70,7 +70,7 @@ def augment(
     voxel centres at one half, or the identity where `warp` is 0; zero outside of the box, and in a box that reaches
     out of its volume zero there; labels by the nearest voxel.
     `rows_BR` float32 on the CPU and `fields`, where each field lies in a row, are those of the DALI pipeline
-    (`medtrain.rows`). Raises ValueError for rows that ask for what one gather can not do (noise, blur, contrast, low
+    (`medseg.rows`). Raises ValueError for rows that ask for what one gather can not do (noise, blur, contrast, low
     resolution, gamma), or boxes that do not fit; FusedUnavailable with `impl="fused"` on an unable device.
     """
     table, parameters = prepared(volumes, cases, boxes, rows_BR, fields, crop)

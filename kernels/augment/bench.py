@@ -7,7 +7,7 @@ import torch
 from medkernels.augment import Volumes, augment, prepared, reference
 from medkernels.measurement import Case, asked, compare, compiled
 
-# the places of a row's fields as in medtrain.rows for four channels
+# the places of a row's fields as in medseg.rows for four channels
 SIZES = {
     "warp": 1,
     "matrix": 12,

@@ -53,8 +53,8 @@ def main() -> None:
     """Measure and print; groups that join different photographs are listed, so that one can look at them."""
     from record import record
 
+    from medcls.cache import ImageCache
     from medcls.preparation import prepare_folder
-    from medtrain.image_cache import ImageCache
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true")

@@ -17,8 +17,8 @@ SIZE, BATCH = 224, 32
 def ours(path: Path, workers: int, colour: bool) -> Any:
     """Our loader: random-resized crop, flips, colours if asked, normalised."""
     from medcls.augment import Augment, ImageSource
-    from medtrain.image_cache import ImageCache
-    from medtrain.pipeline import ImageLoader
+    from medcls.cache import ImageCache
+    from medcls.pipeline import ImageLoader
     from medtrain.sampling import Stream
 
     cache = ImageCache(path)
@@ -67,7 +67,7 @@ def cold_listing(path: Path) -> float:
 
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     code = (
-        "import sys, time; from medtrain.image_cache import ImageCache; b = time.perf_counter(); "
+        "import sys, time; from medcls.cache import ImageCache; b = time.perf_counter(); "
         "c = ImageCache(sys.argv[1]); assert len(c.ids) == len(c.target) == len(c.group); "
         "print(time.perf_counter() - b)"
     )
@@ -77,7 +77,7 @@ def cold_listing(path: Path) -> float:
 
 def big_cache(path: Path, count: int) -> Path:
     """A cache of `count` tiny images with paths as long as real ones."""
-    from medtrain.image_cache import Images, digest, write_images
+    from medcls.cache import Images, digest, write_images
 
     content = bytes(range(200))
     sums = np.tile(np.frombuffer(digest(content), np.uint8), (1000, 1))

@@ -23,7 +23,7 @@ def rate(batches: Any, batch: int, count: int) -> float:
 def ours(cache: Any, augment: Any, crop: int, workers: int, threads: int) -> Any:
     """Our loader at batch 2."""
     from medseg.augment import VolumeSource
-    from medtrain.pipeline import VolumeLoader
+    from medseg.pipeline import VolumeLoader
     from medtrain.sampling import Stream
 
     stream = Stream(0, len(cache.ids), 2)
@@ -61,8 +61,8 @@ def main() -> None:
     from record import record
 
     from medseg.augment import Augment
+    from medseg.cache import Cache
     from medseg.preparation import Preparation, prepare_dataset
-    from medtrain.cache import Cache
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)

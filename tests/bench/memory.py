@@ -101,7 +101,7 @@ def main() -> None:
     from record import record
 
     from medseg.augment import Augment
-    from medtrain.cache import Cache
+    from medseg.cache import Cache
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)

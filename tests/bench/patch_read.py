@@ -89,8 +89,8 @@ def main() -> None:
     import volumes
     from record import record
 
+    from medseg.cache import Cache
     from medseg.preparation import Preparation, prepare_dataset
-    from medtrain.cache import Cache
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)

@@ -70,9 +70,9 @@ def main() -> None:
     from monai.utils import set_determinism
 
     from medseg import infer, metrics
+    from medseg.cache import Cache
     from medseg.recipes import RECIPES
     from medseg.task import SegTask
-    from medtrain.cache import Cache
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)

@@ -6,8 +6,8 @@ import torch
 from kernel_checks import DEVICE
 
 from medkernels.augment import Volumes, augment, fused
+from medseg import rows
 from medseg.augment import Augment, Draw, apply, draw
-from medtrain import rows
 
 CROP = (6, 7, 5)
 SIZES = [(9, 8, 11), (6, 7, 5), (13, 10, 7)]

@@ -13,9 +13,9 @@ from conftest import TINY, TINY_IMAGES
 from hostile import nested
 from launch_helpers import check_refused, run_main
 
+from medcls.cache import COLUMN_TYPES
 from medtrain import hdf5
 from medtrain.cache import checksum
-from medtrain.image_cache import COLUMN_TYPES
 
 Change = Callable[[Path], object]
 CASE = "PHANTOM_000"

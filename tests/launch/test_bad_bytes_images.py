@@ -16,7 +16,7 @@ from hostile import chunk, png
 from launch_helpers import check_refused, in_this_process, run_main
 from PIL import Image
 
-from medtrain.image_cache import ImageCache
+from medcls.cache import ImageCache
 
 Make = Callable[[Path], object]
 

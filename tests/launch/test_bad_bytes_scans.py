@@ -29,9 +29,9 @@ from hostile import (
 )
 from launch_helpers import check_refused, in_this_process, run_main
 
+from medseg.cache import Cache
 from medseg.geometry import Grid, paste, to_nifti
 from medseg.preparation import Preparation, prepare_dataset
-from medtrain.cache import Cache
 
 Change = Callable[[Path], object]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from medcls import rows
 from medcls.augment import Augment, ImageSource, apply, draw, whole
+from medcls.cache import ImageCache
+from medcls.pipeline import ImageBatch, ImageLoader
 from medcls.task import mixed, partners
-from medtrain import rows
-from medtrain.image_cache import ImageCache
-from medtrain.pipeline import ImageBatch, ImageLoader
 from medtrain.sampling import Stream, generator
 
 PLAIN = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
@@ -58,7 +58,7 @@ def test_workers_and_dali_equal_pillow_and_numpy(image_cache: Path, name: str, d
             found = batch.image_BCHW[n].permute(1, 2, 0).cpu().numpy()
             assert np.abs(found - apply(image, row, 48)).mean() < tolerance
             assert batch.target_B[n] == cache.target[place]
-            assert batch.mix_B[n] == row[rows.image_layout()["mix"]][0]
+            assert batch.mix_B[n] == row[rows.layout()["mix"]][0]
 
 
 def test_evaluation_sees_every_image_whole_and_in_order(image_cache: Path) -> None:
@@ -87,7 +87,7 @@ def test_workers_and_ranks_change_no_sample(image_cache: Path) -> None:
 
 
 def test_a_draw_is_a_pure_function_and_options_do_not_disturb_each_other() -> None:
-    at = rows.image_layout()
+    at = rows.layout()
     one, two = (draw(generator(0, 1, 2), FULL, (300, 200)) for _ in range(2))
     assert np.array_equal(one, two)
     plainer = draw(generator(0, 1, 2), Augment(scale=(0.4, 1)), (300, 200))
@@ -97,7 +97,7 @@ def test_a_draw_is_a_pure_function_and_options_do_not_disturb_each_other() -> No
 
 
 def test_crops_lie_in_the_image_and_have_the_wanted_area() -> None:
-    at = rows.image_layout()["roi"]
+    at = rows.layout()["roi"]
     shares = []
     for n in range(500):
         height, width = (1, 1) if n == 0 else (1 + n % 37, 1 + (7 * n) % 53) if n < 50 else (400, 300)
@@ -117,7 +117,7 @@ def test_mixing_pairs_neighbours() -> None:
     image = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 3, 2, 2)
     batch = ImageBatch(image, torch.tensor([0, 1, 2]), torch.tensor([0.75, 0.5, 0.6]), torch.zeros(3, 2))
     assert mixed(batch).image_BCHW[:, 0, 0, 0].tolist() == pytest.approx([0.25, 0.5, 2.0])
-    shares = [draw(generator(0, 0, n), FULL, (10, 10))[rows.image_layout()["mix"]][0] for n in range(400)]
+    shares = [draw(generator(0, 0, n), FULL, (10, 10))[rows.layout()["mix"]][0] for n in range(400)]
     assert min(shares) >= 0.5
     assert 0.8 < np.mean(shares) < 0.98
-    assert draw(generator(0, 0, 0), PLAIN, (10, 10))[rows.image_layout()["mix"]][0] == 1
+    assert draw(generator(0, 0, 0), PLAIN, (10, 10))[rows.layout()["mix"]][0] == 1

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from medcls import keypoints
+from medcls.cache import ImageCache
 from medcls.duplicates import NEAR_BITS, conflicts, joined, leaked_paths, near_pairs, same_bytes
 from medcls.phantom import COPY_KINDS, write_dataset
 from medcls.preparation import prepare_folder
-from medtrain.image_cache import ImageCache
 from medtrain.sampling import Split
 
 

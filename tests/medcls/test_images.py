@@ -13,8 +13,8 @@ from medcls import images
 from medcls.augment import whole
 from medcls.duplicates import near_pairs
 from medcls.phantom import make_image
+from medcls.pipeline import ImageLoader
 from medcls.pixels import decoded
-from medtrain.pipeline import ImageLoader
 
 
 def rotated(orientation: int, kind: str) -> bytes:

@@ -9,9 +9,9 @@ from picture_files import encode, picture
 from PIL import Image, ImageOps, PngImagePlugin
 
 from medcls import images
+from medcls.cache import ImageCache
 from medcls.metadata import without_metadata
 from medcls.preparation import prepare_folder
-from medtrain.image_cache import ImageCache
 
 SECRET = "Margarete Musterfrau"
 

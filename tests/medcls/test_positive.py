@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from medcls.cache import ImageCache
 from medcls.folders import PUBLISHED
 from medcls.positive import choose_positive
 from medcls.recipes import ClsRecipe
 from medcls.task import ClsTask
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from launch_helpers import run_main
 from PIL import Image
 
 from medcls import preparation
+from medcls.cache import ImageCache, digest
 from medcls.preparation import prepare_folder
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache, digest
 
 
 @pytest.fixture

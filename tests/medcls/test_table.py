@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from medcls import door, metrics, table
 from medcls.baseline import NAME, histogram_probs
+from medcls.cache import ImageCache
 from medcls.folders import PUBLISHED
 from medcls.published import read_published
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData, slug
@@ -20,7 +21,6 @@ from medcls.selection import make_split, select
 from medtrain.ensemble import log_loss_weights
 from medtrain.errors import UserError
 from medtrain.files import write_json, write_text
-from medtrain.image_cache import ImageCache
 from medtrain.results import CaseRow, read_rows, write_rows
 from medtrain.sampling import Split
 

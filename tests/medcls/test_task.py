@@ -9,14 +9,14 @@ import torch
 from torch.nn import functional
 
 from medcls.audit import HEAD, audit_lines
+from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths
 from medcls.folders import choose_cancer
+from medcls.pipeline import ImageBatch
 from medcls.recipes import ClsRecipe, ImageData
 from medcls.selection import make_split, select
 from medcls.task import ClsTask, class_probs, symmetries
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache
-from medtrain.pipeline import ImageBatch
 from medtrain.sampling import Stream
 
 Tiny = Callable[..., ClsRecipe]

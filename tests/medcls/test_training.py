@@ -9,6 +9,7 @@ import torch
 from launch_helpers import run_script
 
 from medcls import backbones
+from medcls.cache import ImageCache
 from medcls.metrics import arrays, summarize
 from medcls.recipes import RECIPES, ClsRecipe
 from medcls.task import ClsTask
@@ -16,7 +17,6 @@ from medlaunch.train import run
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.engine import Engine
-from medtrain.image_cache import ImageCache
 from medtrain.results import read_rows
 
 Tiny = Callable[..., ClsRecipe]

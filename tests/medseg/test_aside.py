@@ -10,6 +10,7 @@ import pytest
 from launch_helpers import in_this_process, run_main
 
 from medseg import preparation
+from medseg.cache import Cache
 from medseg.cases import CaseFiles
 from medseg.labels import LabelMap
 from medseg.nifti import Unreadable
@@ -18,7 +19,6 @@ from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES
 from medseg.scan import Scan, read_scan
 from medseg.task import SegTask
-from medtrain.cache import Cache
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from medseg import rows
 from medseg.augment import Augment, VolumeSource, apply, draw, noise_field, rotation
-from medtrain import rows
-from medtrain.cache import Cache
-from medtrain.pipeline import VolumeLoader
+from medseg.cache import Cache
+from medseg.pipeline import VolumeLoader
 from medtrain.sampling import Stream
 
 CROP = (24, 32, 16)

@@ -17,6 +17,7 @@ from launch_helpers import run_main
 
 from medlaunch.train import run
 from medseg import infer, prediction
+from medseg.cache import Cache
 from medseg.cases import CaseFiles
 from medseg.geometry import Grid
 from medseg.labels import KNOWN
@@ -27,7 +28,6 @@ from medseg.recipes import SegRecipe
 from medseg.scan import read_scan
 from medseg.task import SegTask
 from medtrain import checkpoint
-from medtrain.cache import Cache
 from medtrain.errors import UserError
 from medtrain.results import read_rows
 

@@ -56,7 +56,7 @@ def test_it_is_read_as_the_decathlons_form(raw: Path, phantoms: Path) -> None:
 
 
 def test_it_is_prepared_to_the_same_cache(raw: Path, cache: Path, tmp_path: Path) -> None:
-    from medtrain.cache import Cache
+    from medseg.cache import Cache
 
     assert run_main("prepare", "brats", "--data", raw, "--out", tmp_path / "c.h5", "--workers", 1) == 0
     assert Cache(tmp_path / "c.h5").fingerprint == Cache(cache).fingerprint  # names and checksums of all arrays

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from launch_helpers import run_main
 
+from medseg.cache import Cache
 from medseg.findings import (
     report_enhancement,
     report_heads,
@@ -27,7 +28,6 @@ from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import SegRecipe
 from medseg.task import SegTask
 from medtrain import hdf5
-from medtrain.cache import Cache
 from medtrain.errors import UserError
 
 

@@ -11,11 +11,11 @@ from launch_helpers import run_main
 
 from medseg import resident
 from medseg.augment import Augment
+from medseg.cache import Cache
+from medseg.pipeline import VolumeLoader
 from medseg.recipes import SegRecipe
 from medseg.resident import ResidentLoader, bytes_of, stays
 from medseg.task import SegTask
-from medtrain.cache import Cache
-from medtrain.pipeline import VolumeLoader
 from medtrain.sampling import Stream
 
 CPU = torch.device("cpu")

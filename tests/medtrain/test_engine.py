@@ -11,13 +11,13 @@ from launch_helpers import run_main, run_script
 from monai.networks.nets import SegResNet
 
 from medlaunch.train import run
+from medseg.cache import Cache
 from medseg.metrics import DICE, HD95
 from medseg.phantom import write_dataset
 from medseg.preparation import Preparation, prepare_dataset
 from medseg.recipes import RECIPES, SegRecipe
 from medseg.task import SegTask
 from medtrain import checkpoint
-from medtrain.cache import Cache
 from medtrain.distributed import Ranks
 from medtrain.engine import Engine
 from medtrain.errors import Stopped, UserError

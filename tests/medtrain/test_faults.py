@@ -11,13 +11,13 @@ import pytest
 import torch
 from launch_helpers import run_main
 
+from medcls.cache import ImageCache
 from medcls.recipes import ClsRecipe
 from medlaunch.train import run
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint, divergence
 from medtrain.engine import Engine
 from medtrain.errors import Failed, UserError
-from medtrain.image_cache import ImageCache
 
 Tiny = Callable[..., SegRecipe]
 TinyImages = Callable[..., ClsRecipe]

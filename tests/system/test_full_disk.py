@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from launch_helpers import run_main
 
+from medseg.cache import part_fits
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
-from medtrain.cache import part_fits
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from fuzz_readers import volume_cache as tiny_volumes
 from hostile import IMAGE, brats_folder, msd_folder, nifti, scan
 from launch_helpers import ROOT, in_this_process, run_main
 
+from medcls.cache import ImageCache, Images, write_images
+from medseg import cache as volumes
+from medseg.cache import Cache
 from medseg.preparation import Preparation, prepare_dataset
-from medtrain import cache as volumes
-from medtrain.cache import Cache
 from medtrain.errors import UserError
-from medtrain.image_cache import ImageCache, Images, write_images
 from medtrain.lock import locked
 
 CASE = "PHANTOM_000"

@@ -12,7 +12,7 @@ import h5py
 import pytest
 from started_run import StartedRun
 
-from medtrain.image_cache import ImageCache
+from medcls.cache import ImageCache
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -18,13 +18,13 @@ from hostile import png
 from launch_helpers import ROOT, run_main
 
 from medcls import images
+from medcls.cache import ImageCache, Images, digest, write_images
 from medcls.task import ClsTask
+from medseg import cache as volumes
+from medseg.cache import Cache
 from medseg.preparation import Preparation
 from medseg.recipes import SegRecipe
 from medseg.task import SegTask
-from medtrain import cache as volumes
-from medtrain.cache import Cache
-from medtrain.image_cache import ImageCache, Images, digest, write_images
 from medtrain.sampling import Stream
 
 SETS = [part for item in TINY for part in ("--set", item)]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from launch_helpers import run_main, run_script
 
+from medseg.cache import Cache
 from medseg.geometry import Grid, paste
 from medseg.labels import KNOWN
 from medseg.metrics import score_case
-from medtrain.cache import Cache
 from medtrain.results import read_rows
 
 HELD_OUT = ("TCIA01_378_1", "TCIA10_628_1")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from launch_helpers import run_main
 
+from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths
 from medcls.recipes import ImageData
 from medcls.selection import make_split
-from medtrain.image_cache import ImageCache
 from medtrain.results import read_rows
 
 

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from medtrain.cache import Cache, Case, assemble, part_fits, write_part
+from medseg.cache import Cache, Case, assemble, part_fits, write_part
 from medtrain.errors import UserError
 
 
