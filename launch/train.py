@@ -192,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         open_run(recipe, DOORS[recipe.task].open_cache(options.cache), options.out)
         print(f"{options.out} is done already")
         return 0
+    if not (options.out / "recipe.json").exists():
+        DOORS[recipe.task].check_early([recipe])
     done = run(recipe, options.cache, options.out, profile=options.profile)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in done["scores"].items())
     if scores and is_rank_0():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcls.folders import Cancers, choose_cancer
-from medcls.recipes import RECIPES, SWEEPS, ClsRecipe, slug
+from medcls.recipes import RECIPES, SWEEPS, ClsModel, ClsRecipe, slug
 from medtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def check_early(recipes: Sequence[ClsRecipe]) -> None:
     """Refuse what needs no data to be seen, before hours of preparation."""
     from medcls.backbones import weights_file
 
+    if all(r.model.name != "vgg19" and r.model.mlp_ratio != ClsModel().mlp_ratio for r in recipes):
+        raise UserError(f"{recipes[0].name}: model.mlp_ratio is of VGG19 alone: leave it out.")
     for recipe in recipes:
         weights_file(recipe.model)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.recipes import RECIPES, SWEEPS, SegRecipe
+from medseg.settings import check_network, check_used
 from medtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def check_early(recipes: Sequence[SegRecipe]) -> None:
     spacings = {recipe.data.spacing_mm for recipe in recipes}
     if len(spacings) > 1:
         raise UserError(f"the members need caches of different spacing {sorted(spacings)} mm: run them as two sweeps.")
+    check_used(recipes)
+    for recipe in recipes:
+        check_network(recipe)
 
 
 def prepare(data: Path, out: Path, recipes: Sequence[SegRecipe], options: Any) -> Path:

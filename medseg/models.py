@@ -7,7 +7,8 @@ from medkernels.conv3d import KernelConv3d
 from medkernels.dispatch import device_refusal
 from medseg.cases import CHANNELS
 from medseg.labels import REGIONS
-from medseg.recipes import SegRecipe, window_of
+from medseg.recipes import SegRecipe
+from medseg.settings import check_network
 from medtrain.errors import UserError
 from medtrain.strategy import recompute
 
@@ -20,6 +21,7 @@ def build_model(recipe: SegRecipe) -> nn.Module:
     """
     from medseg.norms import fuse_norms
 
+    check_network(recipe)
     impl = recipe.model.kernels
     if impl == "fused" and (reason := device_refusal("cuda" if torch.cuda.is_available() else "cpu")):
         raise UserError(f"model.kernels=fused can not run here ({reason}): --set model.kernels=auto.")
@@ -45,35 +47,14 @@ def try_kernels(recipe: SegRecipe) -> None:
 Built = tuple[nn.Module, tuple[type[nn.Module], ...]]  # a network, and the blocks whose activations may be recomputed
 
 
-def _divisible(recipe: SegRecipe, multiple: int, name: str) -> None:
-    crop, window = recipe.data.crop, window_of(recipe)
-    for key, sides in (("data.crop", crop), ("evaluate.window", window)):
-        if any(side % multiple for side in sides):
-            better = ",".join(str(-(-side // multiple) * multiple) for side in sides)
-            raise UserError(f"{name} needs sides that are multiples of {multiple}, not {sides}: --set {key}={better}.")
-
-
-def _more_than_a_voxel(recipe: SegRecipe, multiple: int, name: str) -> None:
-    """Instance normalisation needs two voxels at the coarsest level in training."""
-    if all(side == multiple for side in recipe.data.crop):
-        better = f"{2 * multiple},{multiple},{multiple}"
-        raise UserError(f"{name} needs a crop of more than {multiple}^3 voxels: --set data.crop={better}, or larger.")
-
-
 def _unetr(recipe: SegRecipe) -> Built:
     """UNETR (Hatamizadeh 2022)."""
     from monai.networks.blocks.transformerblock import TransformerBlock
     from monai.networks.nets import UNETR
 
-    model, crop = recipe.model, recipe.data.crop
-    _divisible(recipe, 16, "UNETR")
-    if model.hidden % model.heads:
-        raise UserError(f"UNETR shares model.hidden={model.hidden} out among its heads, and model.heads={model.heads} "
-                        "does not divide it: --set model.heads to one that does.")  # fmt: skip
-    if window_of(recipe) != crop:
-        raise UserError(f"UNETR needs evaluate.window to be its crop {crop}: --set evaluate.window=0,0,0.")
+    model = recipe.model
     net = UNETR(
-        INPUTS, OUTPUTS, img_size=crop, feature_size=model.feature, hidden_size=model.hidden,
+        INPUTS, OUTPUTS, img_size=recipe.data.crop, feature_size=model.feature, hidden_size=model.hidden,
         mlp_dim=model.mlp, num_heads=model.heads, norm_name="instance", res_block=True,
         dropout_rate=model.dropout,
     )  # fmt: skip
@@ -90,10 +71,6 @@ def _segresnet(recipe: SegRecipe) -> Built:
     from medseg.segresnet import KernelSegResNet
 
     model = recipe.model
-    if model.filters % 8 or len(model.blocks_up) != len(model.blocks_down) - 1:
-        raise UserError(f"SegResNet needs model.filters in eights, not {model.filters}, and one model.blocks_up less "
-                        f"than model.blocks_down, not {model.blocks_up} for {model.blocks_down}.")  # fmt: skip
-    _divisible(recipe, 2 ** (len(model.blocks_down) - 1), "SegResNet")
     net = KernelSegResNet(
         init_filters=model.filters, in_channels=INPUTS, out_channels=OUTPUTS, blocks_down=model.blocks_down,
         blocks_up=model.blocks_up, dropout_prob=model.dropout or None,
@@ -107,12 +84,6 @@ def _swinunetr(recipe: SegRecipe) -> Built:
     from monai.networks.nets import SwinUNETR
     from monai.networks.nets.swin_unetr import SwinTransformerBlock
 
-    if recipe.model.feature % 12:
-        raise UserError(
-            f"SwinUNETR needs model.feature in twelves, not {recipe.model.feature}: --set model.feature=48."
-        )
-    _divisible(recipe, 32, "SwinUNETR")
-    _more_than_a_voxel(recipe, 32, "SwinUNETR")
     net = SwinUNETR(INPUTS, OUTPUTS, feature_size=recipe.model.feature, drop_rate=recipe.model.dropout)
     return net, (SwinTransformerBlock,)
 
@@ -124,13 +95,6 @@ def _dynunet(recipe: SegRecipe) -> Built:
     from medseg.dynunet import FreeDynUNet
 
     model = recipe.model
-    if not model.levels >= 3 or model.supervised > model.levels - 2:
-        raise UserError(
-            f"DynUNet needs model.levels of at least 3 and model.supervised of at most {max(0, model.levels - 2)} "
-            f"for {model.levels} levels."
-        )
-    _divisible(recipe, 2 ** (model.levels - 1), "DynUNet")
-    _more_than_a_voxel(recipe, 2 ** (model.levels - 1), "DynUNet")
     strides = [1] + [2] * (model.levels - 1)
     net = FreeDynUNet(
         3, INPUTS, OUTPUTS, kernel_size=[3] * model.levels, strides=strides, upsample_kernel_size=strides[1:],

@@ -33,7 +33,7 @@ class VolumeData:
 
 @dataclass(frozen=True, kw_only=True)
 class SegModel:
-    """One of MONAI's networks, 4 channels in, 3 region logits out. Fields of the other networks are not used.
+    """One of MONAI's networks, 4 channels in, 3 region logits out. Fields of other networks are refused, if set.
 
     SegResNet: `filters`, `blocks_down`, `blocks_up`, `dropout`. UNETR: `feature`, `hidden`, `mlp`, `heads`, `dropout`.
     SwinUNETR: `feature` (in twelves), `dropout`. DynUNet, the plain U-Net of nnU-Net: `filters` (of the first level,

@@ -9,6 +9,7 @@ from launch_helpers import run_main
 from safetensors.torch import save_file
 
 from medcls import backbones
+from medcls.door import check_early
 from medcls.recipes import RECIPES, ClsModel, ClsRecipe, FineTune
 from medtrain.errors import UserError
 
@@ -154,3 +155,9 @@ def test_groups_hold_every_parameter_once_and_scale_by_depth() -> None:
     assert stem["lr_scale"] == min(scales) < 0.8**5
     biases = next(group for group in groups if any(p is model.classifier.bias for p in group["params"]))
     assert biases["weight_decay"] == 0
+
+
+def test_a_width_that_no_network_reads_is_refused() -> None:
+    with pytest.raises(UserError, match=r"multicancer_mobilenetv3_demo: model\.mlp_ratio is of VGG19 alone"):
+        check_early([recipe("densenet201", weights="none", mlp_ratio=0.5)])
+    check_early([recipe(name, weights="none", mlp_ratio=0.5) for name in ("densenet201", "vgg19")])

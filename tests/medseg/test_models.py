@@ -5,6 +5,7 @@ import torch
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 
 from medkernels.group_norm_relu import InstanceNormLeakyReLU
+from medseg.door import check_early
 from medseg.labels import KNOWN
 from medseg.losses import region_loss, region_targets, supervised_loss
 from medseg.models import build_model
@@ -215,6 +216,17 @@ def test_recomputing_saves_less_and_changes_nothing(name: str) -> None:
         torch.testing.assert_close(again[key], plain[key], rtol=1e-4, atol=1e-6)
 
 
+def test_options_that_no_network_reads_are_refused() -> None:
+    """A sweep gives each option to all of its members: one of them must read it."""
+    segresnet, unetr = (
+        RECIPES[f"brats_{name}_demo"]().override(["model.hidden=96"]) for name in ("segresnet", "unetr")
+    )
+    with pytest.raises(UserError, match=r"brats_segresnet_demo: SegResNet has no model\.hidden: leave it out"):
+        check_early([segresnet])
+    check_early([segresnet, unetr])
+    check_early([recipe() for recipe in RECIPES.values() if recipe().data.spacing_mm == 0])
+
+
 @pytest.mark.parametrize(
     ("recipe", "sets", "words"),
     [
@@ -228,5 +240,8 @@ def test_recomputing_saves_less_and_changes_nothing(name: str) -> None:
     ],
 )
 def test_fields_that_do_not_fit(recipe: str, sets: tuple[str, ...], words: str) -> None:
+    changed = RECIPES[recipe]().override(list(sets))
     with pytest.raises(UserError, match=words):
-        build_model(RECIPES[recipe]().override(list(sets)))
+        build_model(changed)
+    with pytest.raises(UserError, match=words):  # on a login node, too
+        check_early([changed])
