@@ -256,6 +256,8 @@ class Cache:
         try:
             yield
         except (StopIteration, *hdf5.FAULTS) as error:
+            if fault := hdf5.system_fault(error):
+                raise UserError(f"{self.path}: case {case} can not be read ({fault}): run this again.") from None
             words = shown(error, 80)
             raise UserError(f"{self.path}: case {case} is damaged ({words}): prepare it again.") from None
 

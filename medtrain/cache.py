@@ -47,7 +47,9 @@ def open_file(path: Path, kind: str | None = None) -> Any:
     try:
         # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
         file = h5py.File(path, "r", locking=False)
-    except hdf5.FAULTS:
+    except hdf5.FAULTS as error:
+        if fault := hdf5.system_fault(error):
+            raise UserError(f"{path} can not be read ({fault}): see to it, and run this again.") from None
         raise UserError(f"{path} is not an HDF5 file or is cut short: {remedy}") from None
     about = {}
     for name in ("format", "version", "kind"):

@@ -1,5 +1,6 @@
 """HDF5 files that may be damaged or made to harm: nothing is followed out of the file or unpacked beyond its size."""
 
+import os
 from typing import Any
 
 import h5py
@@ -10,10 +11,17 @@ FAULTS = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeEr
 # deflate packs no better than this
 DEFLATE = 1032
 FILTERS = {"gzip", "lzf", None}
-
-
 # Of an attribute; the classes of a large data set are told in one.
 MOST_ATTRIBUTE = 1 << 20
+
+
+def system_fault(error: BaseException) -> str:
+    """What the system lacks (a permission, a disk that answers, memory), where the file's bytes are not at fault; else
+    an empty text. h5py's errors about a file's form have no number.
+    """
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
 
 
 def text(value: str) -> np.ndarray:

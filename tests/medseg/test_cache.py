@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import h5py
@@ -109,3 +110,27 @@ def test_an_unknown_case_is_named(tmp_path: Path) -> None:
     path, _ = make(tmp_path)
     with pytest.raises(UserError, match="no case 'z'"):
         Cache(path).facts("z")
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = make(tmp_path, compressed=True)
+    cache = Cache(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Unable to open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(UserError, match=r"c\.h5 can not be read \(Permission denied\)"):
+        Cache(path)
+
+    class Broken:
+        shape = (2, 19, 18, 7)
+
+        def __getitem__(self, _: object) -> None:
+            raise OSError(errno.EIO, "Can't read data")
+
+    monkeypatch.setattr(cache, "_view", lambda case, name: Broken())
+    with pytest.raises(UserError, match=r"case a can not be read \(Input/output error\)"):
+        cache.read("a", "image")
+    with pytest.raises(UserError, match=r"case a can not be read \(Input/output error\)"):
+        cache.patch("a", "image", (0, 0, 0), (2, 2, 2))
