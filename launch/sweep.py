@@ -37,6 +37,7 @@ from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
 from medtrain.settings import refuse_replay
 
+EVERY = "how often to look (default: 10)"
 WITH_RESUME = ("resume", "cluster", "cluster_file", "time", "throttle", "max_gpu_hours", "dry_run", "follow", "every")
 
 
@@ -56,23 +57,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of a sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", help=f"one of {', '.join(sweep_names())}")
-    parser.add_argument("--data", type=Path, help="MSD or BraTS folder, or Multi Cancer folder")
+    parser.add_argument("--data", type=Path, help="MSD, nnU-Net or BraTS folder, or folder of images")
     parser.add_argument("--out", type=Path, help="sweep folder; one found there goes on")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field in every recipe"
     )
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these of the sweep's models")
-    parser.add_argument("--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe")
-    parser.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="members that differ in their random numbers, a recipe (default: 1)"
+    )
+    parser.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds (default: none)")
     parser.add_argument("--label-map", default="auto", help="of scans (default: auto; see prepare.py)")
     parser.add_argument("--strict", action="store_true", help="stop at a scan or image that can not be used")
     parser.add_argument("--cancers", nargs="+", default=[], metavar="NAME", help="of images: only these (default: all)")
-    parser.add_argument("--weights", choices=("equal", "validation"), default="equal", help="of the scans' ensemble")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare")
+    parser.add_argument(
+        "--weights", choices=("equal", "validation"), default="equal", help="of the scans' ensemble (default: equal)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that prepare (default: one a CPU)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="of a member on a node, one a GPU (default: 1)")
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--cluster", default="", metavar="NAME", help='of the cluster file; "here" inside a batch job')
-    cluster.add_argument("--cluster-file", default="", metavar="FILE", help="default: ~/.config/medtrain/clusters.toml")
+    cluster.add_argument(
+        "--cluster-file",
+        default="",
+        metavar="FILE",
+        help="default: $MEDTRAIN_CLUSTERS, ~/.config/medtrain/clusters.toml, then /etc/medtrain/clusters.toml",
+    )
     cluster.add_argument("--nodes", type=int, default=1, help="nodes that train a member")
     cluster.add_argument("--time", default="", help="wall time of a member (default: the cluster's)")
     cluster.add_argument("--throttle", type=int, default=0, help="members of an array that run at once (default: all)")
@@ -80,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cluster.add_argument("--dry-run", action="store_true", help="print the plan and sbatch's scripts, submit nothing")
     cluster.add_argument("--resume", type=Path, metavar="DIR", help="submit what is missing in a sweep folder")
     cluster.add_argument("--follow", action="store_true", help="wait for the end and print the table")
-    cluster.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="how often to look")
+    cluster.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help=EVERY)
     options = parser.parse_args(argv)
     if options.resume and not options.sweep:  # it takes the rest from plan.json
         for name, value in vars(options).items():
@@ -118,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["cancel"], ["follow"]):
         parser = argparse.ArgumentParser(prog=f"sweep.py {words[0]}", description=f"{words[0]} the jobs of a sweep")
         parser.add_argument("sweep", type=Path, help="folder of the sweep")
-        parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="how often to look")
+        if words[0] == "follow":
+            parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help=EVERY)
         chosen = parser.parse_args(words[1:])
         return remote.cancel(chosen.sweep) if words[0] == "cancel" else follow(chosen.sweep, chosen.every)
     options = parse(words)

@@ -86,8 +86,8 @@ def window_of(recipe: SegRecipe) -> tuple[int, int, int]:
 def brats_segresnet() -> SegRecipe:
     """SegResNet after Myronenko 2018: soft Dice, Adam 1e-4, poly 0.9 by epoch, 300 epochs, flips, intensity.
 
-    As in MONAI's tutorials, with 16 filters, 128^3 crops and batch 2, and rotations besides; the paper has 32 filters,
-    160x192x128 crops, batch 1 and an autoencoder branch.
+    The network is that of MONAI's BraTS tutorial, which has crops of 224x224x144 and batch 1, here 128^3 and 2, and
+    rotations besides; the paper has 32 filters, 160x192x128 crops, batch 1 and an autoencoder branch.
 
     Hardware: one GPU of 12 GB or more (a plan counts 6 GB). Time and score on the 484 cases: not measured.
     """

@@ -2,7 +2,7 @@
 # Brain tumours, the main job: MRI files -> cache -> SegResNet and UNETR -> ensemble -> table.
 #
 #   bash slurm/brats.sh                            phantom data, demo size, on this machine
-#   bash slurm/brats.sh --data DIR --out DIR       your MSD Task01 folder, published size
+#   bash slurm/brats.sh --data DIR --out DIR       your MSD Task01 folder, full size
 #   sbatch slurm/brats.sh --data DIR --out DIR     submits every part to SLURM and follows them to the table
 #
 # Further options go to launch/sweep.py, such as --set train.epochs=100. DATA, OUT and CLUSTER (a name in

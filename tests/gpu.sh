@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one command: checks first, then measurements. Fails loudly without a GPU.
 #   bash tests/gpu.sh                    all parts
-#   bash tests/gpu.sh checks kernels     only these, where the card is lent for minutes
+#   bash tests/gpu.sh checks kernels     only these parts
 # PYTHON=... names another interpreter than the project's own. PART_S (300) is the most seconds that a part may take.
 set -euo pipefail
 parts=(checks kernels step training networks inference overhead memory images)
@@ -97,7 +97,7 @@ for part in "$@"; do
     if [ $status = 0 ]; then
         echo "$part: $((SECONDS - began)) s"
     else
-        failed+=("$part") # the card is rare: the other parts are run all the same
+        failed+=("$part") # the other parts are run all the same
     fi
 done
 if [ ${#failed[@]} -gt 0 ]; then
