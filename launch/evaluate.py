@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=Path, nargs="+", required=True, help="run folders; several are averaged too")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, help="labelled data set in MSD or BraTS form")
+    source.add_argument("--data", type=Path, help="labelled scans: an MSD, nnU-Net or BraTS folder")
     source.add_argument("--cache", type=Path, help="the same, made by launch/prepare.py as the members' own data was")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--label-map", default="auto", help="of --data (default: auto; see prepare.py)")

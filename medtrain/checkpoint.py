@@ -96,7 +96,15 @@ def load(path: Path) -> dict[str, Any]:
 def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
     """Load the weights strictly; a model of another shape is a UserError."""
     try:
-        model.load_state_dict(content["model"])
+        take_weights(model, content["model"])
+    except ValueError as error:
+        raise UserError(f"{path} does not fit the recipe's model ({error}): use the run's own recipe.") from None
+
+
+def take_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+    """Load the weights strictly; raises ValueError with the first name or shape that is another one."""
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{path} does not fit the recipe's model ({first[:120]}): use the run's own recipe.") from None
+        raise ValueError(first[:120]) from None

@@ -48,6 +48,8 @@ class Ema:
 
     @torch.no_grad()
     def load(self, state: list[torch.Tensor]) -> None:
-        """Take `state`'s values back."""
+        """Take `state`'s values back; raises ValueError where they are of another network."""
         for average, value in zip(self.average, state, strict=True):
+            if average.shape != value.shape:
+                raise ValueError(f"an average is {tuple(value.shape)} and not {tuple(average.shape)}")
             average.copy_(value)

@@ -274,10 +274,7 @@ class Engine:
             if self.ema:
                 self.ema.load(content["ema"])
             self.step, self.best, self.scores = int(content["step"]), float(content["best"]), list(content["scores"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            fits = "state_dict" not in str(error) and "size" not in str(error)
-            if isinstance(error, RuntimeError) and fits:  # memory, or a lost partner
-                raise
+        except (LookupError, TypeError, ValueError, AttributeError):  # no RuntimeError: memory, or a lost partner
             words = "is damaged or of another version"
             raise UserError(f"{path} {words}: remove it or copy it again.") from None
         if self.ranks.is_main and self.step < self.total:

@@ -244,7 +244,7 @@ class Single:
         return outputs
 
     def evaluated(self) -> nn.Module:
-        """The unsharded network, as evaluation calls it under `autocast`."""
+        """The whole network, for evaluation (see `forwarding`)."""
         return self.model
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -307,11 +307,13 @@ class Single:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take `state`'s values back; raises UserError where another library's optimiser left them."""
+        """Take `state`'s values back; raises UserError where another library's optimiser left them, ValueError where
+        they do not fit.
+        """
         library = state.get("library", "torch")
         if library != self.library:
             raise UserError(f"the run was begun with optim.library={library}: --set optim.library={library}.")
-        self.model.load_state_dict(state["model"])
+        checkpoint.take_weights(self.model, state["model"])
         self.statistics.loaded()
         self.optimizer.load_state_dict(state["optimizer"])
         lay_states(self.optimizer)

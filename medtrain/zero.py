@@ -163,6 +163,9 @@ class DeepSpeed(Single):
         if self.stage == 0:
             super().load(state)
             return
+        known = {name: value.shape for name, value in self.plain.state_dict().items()}
+        if {name: value.shape for name, value in state["model"].items()} != known:
+            raise ValueError("its weights have other names or shapes")
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for name, value in state["model"].items():
             with torch.no_grad(), _whole(own[name], writes=True):
