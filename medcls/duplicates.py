@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medcls.cache import ImageCache
 from medcls.keypoints import copy_pairs
-from medtrain.sampling import Split
+from medtrain.splits import Split
 
 # Bits of 256 that may differ. Recompressed, resized, brightened, flipped and turned copies of real MRIs differ by at
 # most 16, other images of the same set rarely by less than 30 (docs/splits.md).

@@ -6,7 +6,7 @@ from medcls.cache import ImageCache
 from medcls.folders import choose_cancer
 from medcls.recipes import ALL_CANCERS, ImageData
 from medtrain.errors import UserError
-from medtrain.sampling import Split, TooFewGroups, split_groups
+from medtrain.splits import Split, TooFewGroups, split_groups
 
 
 def select(cache: ImageCache, cancer: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

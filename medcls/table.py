@@ -33,7 +33,7 @@ from medtrain.results import (
     why_missing,
     write_rows,
 )
-from medtrain.sampling import Split
+from medtrain.splits import Split
 from medtrain.wording import listed
 
 SCORES = {"accuracy": "accuracy", "recall": "recall_macro", "precision": "precision_macro", "F1": "f1_macro",

@@ -27,7 +27,8 @@ from medtrain.cache import check_preparation
 from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.results import CaseRow
-from medtrain.sampling import Split, Stream, order
+from medtrain.sampling import Stream
+from medtrain.splits import Split
 from medtrain.strategy import Group
 
 CLASSES = 26  # of the published set, where no data tell
@@ -175,10 +176,6 @@ class ClsTask:
     def learnt_before(self) -> frozenset[str]:
         """Images that the weights which training starts from were trained or chosen by."""
         return backbones.seen_by(self.weights) if self.weights else frozenset()
-
-    def case_of(self, epoch: int, index: int) -> str:
-        """Which training image a sample is."""
-        return self.split.train[order(self.recipe.train.seed, epoch, self.epoch_length())[index]]
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""

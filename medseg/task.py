@@ -25,7 +25,8 @@ from medtrain.errors import UserError
 from medtrain.estimate import Example
 from medtrain.patients import owners
 from medtrain.results import CaseRow, means
-from medtrain.sampling import Split, Stream, order, split_cases
+from medtrain.sampling import Stream
+from medtrain.splits import Split, split_cases
 from medtrain.strategy import Group, one_group
 
 
@@ -148,11 +149,6 @@ class SegTask:
     def about(self) -> dict[str, Any]:
         """What done.json tells beside the scores."""
         return {"label_map": self.label_map.name}
-
-    def case_of(self, epoch: int, index: int) -> str:
-        """Which training case a sample is of."""
-        data, length = self.recipe.data, self.epoch_length()
-        return self.split.train[order(self.recipe.train.seed, epoch, length)[index] // data.crops_per_case]
 
     def facts(self) -> dict[str, Any]:
         """What prediction needs beside the weights."""

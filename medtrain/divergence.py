@@ -26,7 +26,7 @@ def record(run: Path, recipe: Recipe, task: Task, step: int, skipped: int, world
     samples = []
     for n in range(recipe.train.batch):
         epoch, index = stream.epoch_and_index(n)
-        samples.append({"epoch": epoch, "index": index, "case": task.case_of(epoch, index)})
+        samples.append({"epoch": epoch, "index": index, "case": _case_of(task, stream, epoch, index)})
     checkpoint.save(run / WEIGHTS, {**content, "step": step})
     write_json(run / RECORD, {
         "step": step, "skipped_steps": skipped, "ranks": world, "samples": samples,
@@ -67,10 +67,16 @@ def replay(run: Path, recipe: Recipe, task: Task, device: torch.device) -> Itera
     stream = Stream(recipe.train.seed, task.epoch_length(), recipe.train.batch, shares, first_step=int(told["step"]))
     loader = task.loader(stream, device)
     for _ in range(shares):
-        yield _share(model, recipe, task, next(loader).to(device), device)
+        yield _share(model, recipe, task, stream, next(loader).to(device), device)
 
 
-def _share(model: nn.Module, recipe: Recipe, task: Task, batch: Any, device: torch.device) -> Share:
+def _case_of(task: Task, stream: Stream, epoch: int, index: int) -> str:
+    """Which training case a sample is of; each case has as many samples in an epoch."""
+    cases = task.split.train
+    return cases[stream.sample(epoch, index) * len(cases) // stream.length]
+
+
+def _share(model: nn.Module, recipe: Recipe, task: Task, stream: Stream, batch: Any, device: torch.device) -> Share:
     precision = precision_for(recipe, device)
     model.zero_grad(set_to_none=True)
     with autocast(precision, device.type):
@@ -84,7 +90,7 @@ def _share(model: nn.Module, recipe: Recipe, task: Task, batch: Any, device: tor
         with torch.no_grad():
             loss = float(task.loss(outputs[n : n + 1], one))
         largest = float(image[finite].abs().max()) if finite.any() else 0.0
-        samples.append(Sample(epoch, index, task.case_of(epoch, index), int((~finite).sum()), largest, loss))
+        samples.append(Sample(epoch, index, _case_of(task, stream, epoch, index), int((~finite).sum()), largest, loss))
     task.loss(outputs, batch).backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return Share(tuple(samples), float(norm))

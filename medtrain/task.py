@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from medtrain.results import CaseRow
-from medtrain.sampling import Split, Stream
+from medtrain.sampling import Stream
+from medtrain.splits import Split
 from medtrain.strategy import Forward, Group
 
 
@@ -45,13 +46,10 @@ class Task(Protocol):
         """What TensorBoard shows of a validation and of its first case, (H,W,3) uint8."""
 
     def epoch_length(self) -> int:
-        """Samples of one epoch."""
+        """Samples of one epoch, as many of each training case."""
 
     def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
         """An endless iterator of this rank's batches."""
-
-    def case_of(self, epoch: int, index: int) -> str:
-        """Which training case the sample `index` of `epoch` is of."""
 
     def facts(self) -> dict[str, Any]:
         """Plain values that a checkpoint must carry to be used alone (label map, preparation)."""

@@ -15,7 +15,8 @@ from medlaunch.options import DOORS
 from medtrain.distributed import Ranks
 from medtrain.engine import Engine
 from medtrain.estimate import Example
-from medtrain.sampling import Split, Stream
+from medtrain.sampling import Stream
+from medtrain.splits import Split
 
 By_hand = Callable[[], None]
 

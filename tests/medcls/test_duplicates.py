@@ -12,7 +12,7 @@ from medcls.cache import ImageCache
 from medcls.duplicates import NEAR_BITS, conflicts, joined, leaked_paths, near_pairs, same_bytes
 from medcls.phantom import COPY_KINDS, write_dataset
 from medcls.preparation import prepare_folder
-from medtrain.sampling import Split
+from medtrain.splits import Split
 
 
 def test_near_pairs_equal_a_plain_loop() -> None:

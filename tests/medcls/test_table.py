@@ -22,7 +22,7 @@ from medtrain.ensemble import log_loss_weights
 from medtrain.errors import UserError
 from medtrain.files import write_json, write_text
 from medtrain.results import CaseRow, read_rows, write_rows
-from medtrain.sampling import Split
+from medtrain.splits import Split
 
 Tiny = Callable[..., ClsRecipe]
 
