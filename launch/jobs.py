@@ -96,7 +96,7 @@ class TrainJob:
                         note_start(out, job)
                 check_gpus(self.gpus)
                 return train(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), out, stop)
-        except (Stopped, InUseError):  # the latter is no word on the run that is going on there
+        except (Stopped, InUseError):  # in use: that run is still alive
             raise
         except Exception as error:
             if stop is None or not stop():  # what breaks while the job is being taken away is no fault of the member

@@ -97,16 +97,15 @@ def phantom(options: argparse.Namespace) -> int:
     if (options.out / "dataset.json").exists():
         print(f"{options.out} already holds a data set")
         return 0
-    progress = Progress(options.cases, "phantoms")
-    write_dataset(options.out, cases=options.cases, seed=options.seed, workers=max(1, options.workers),
-                  progress=lambda done, total: progress.advance())  # fmt: skip
-    progress.close()
+    with Progress(options.cases, "phantoms") as progress:
+        write_dataset(options.out, cases=options.cases, seed=options.seed, workers=max(1, options.workers),
+                      progress=lambda done, total: progress.advance())  # fmt: skip
     return 0
 
 
 def phantom_images(options: argparse.Namespace) -> int:
     """Write phantom images in the Multi Cancer layout."""
-    from medcls.phantom import write_dataset
+    from medcls.phantom import CLASSES, write_dataset
     from medtrain.progress import Progress
 
     if options.images < 1 or options.seed < 0:
@@ -114,14 +113,9 @@ def phantom_images(options: argparse.Namespace) -> int:
     if (options.out / "phantom_truth.csv").exists():
         print(f"{options.out} already holds a data set")
         return 0
-    progress: list[Progress] = []
-
-    def tell(done: int, total: int) -> None:
-        if not progress:
-            progress.append(Progress(total, "phantoms"))
-        progress[0].advance()
-
-    write_dataset(options.out, images=options.images, seed=options.seed, workers=max(1, options.workers), progress=tell)
+    with Progress(options.images * CLASSES, "phantoms") as progress:
+        write_dataset(options.out, images=options.images, seed=options.seed, workers=max(1, options.workers),
+                      progress=lambda done, total: progress.advance())  # fmt: skip
     return 0
 
 

@@ -69,7 +69,7 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
                 open_run(recipe, opened, out)
             except UserError as error:
                 problem = str(error)
-        problem = distributed.agree(problem)  # or the others would wait for rank 0 until a time limit
+        problem = distributed.broadcast(problem)  # or the others would wait for rank 0 until a time limit
         if problem:
             raise UserError(problem)
         if ranks.is_main:
@@ -91,7 +91,7 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
         raise
     except Exception as error:
         # no leaving of the group: the others then learn of the end by the end of this process, after its message
-        raise told(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY, out) from error
+        raise explained(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY, out) from error
     distributed.finish()
     return done
 
@@ -118,7 +118,7 @@ def judge(recipe: Recipe, engine: "Engine", task: "Task", out: Path) -> dict[str
     return done
 
 
-def told(error: Exception, recipe: Recipe, rank: int, step: int, memory: str, out: Path) -> Exception:
+def explained(error: Exception, recipe: Recipe, rank: int, step: int, memory: str, out: Path) -> Exception:
     """The error as a sentence where its cause is memory, the disk or another rank, else itself."""
     from medtrain.distributed import lost_partner, say_failed
 

@@ -4,7 +4,7 @@ Random-resized crops follow Szegedy et al., "Going deeper with convolutions", 20
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,18 +89,16 @@ def _roi(rng: np.random.Generator, augment: Augment, height: int, width: int) ->
 @dataclass
 class ImageSource:
     """One sample's encoded bytes, row, target and key per call, for DALI's external source: picklable, opens the cache
-    in the worker. `images` are indices into the cache, `targets` their classes. With `size` it decodes, resizes and
-    colours itself (on the CPU that is faster than in DALI) and hands on pixels and the row of what is left.
-
-    With a `stream`, samples are drawn without end in its order; without one, the images come whole, in their own order,
-    and then from the beginning again.
+    in the worker. `images` are indices into the cache, `targets` their classes; samples are drawn without end in the
+    stream's order. With `size` it decodes, resizes and colours itself (on the CPU that is faster than in DALI) and
+    hands on pixels and the row of what is left.
     """
 
     cache: str
     images: np.ndarray
     targets: np.ndarray
     augment: Augment
-    stream: Stream | None = None
+    stream: Stream
     size: int = 0
     verify: bool = False
 
@@ -119,37 +117,48 @@ class ImageSource:
 
     def draw(self, epoch: int, index: int) -> tuple[int, np.ndarray]:
         """(place in `images`, row) of the sample `index` of `epoch`: a pure function of the seed and these two."""
-        assert self.stream is not None
         place = self.stream.sample(epoch, index)
         size = self.opened.size[self.images[place]]
         return place, draw(generator(self.stream.seed, epoch, index), self.augment, size)
 
     def case_at(self, number: int) -> str:
         """The path of this rank's image `number`."""
-        if self.stream is None:
-            place = number % len(self.images)
-        else:
-            epoch, index = self.stream.epoch_and_index(number)
-            place = self.stream.sample(epoch, index)
+        place = self.stream.sample(*self.stream.epoch_and_index(number))
         return self.opened.ids[self.images[place]]
 
     def __call__(self, info: object) -> tuple[np.ndarray, ...]:
         """DALI's call: bytes (length,) or pixels (size,size,3) uint8, row float32, target (1,) int64, key (2,) int64
         [epoch, index].
         """
-        number = info.idx_in_epoch  # type: ignore[attr-defined]
-        if self.stream is None:
-            epoch, index = divmod(number, len(self.images))
-            place, row = index, whole(self.opened.size[self.images[index]])
-        else:
-            epoch, index = self.stream.epoch_and_index(number)
-            place, row = self.draw(epoch, index)
+        epoch, index = self.stream.epoch_and_index(info.idx_in_epoch)  # type: ignore[attr-defined]
+        place, row = self.draw(epoch, index)
         image = self.opened.encoded(self.images[place])
         if self.size:
             from medcls.pixels import prepared
 
             image, row = prepared(image, row, self.size)
         return image, row, self.targets[place : place + 1], np.array([epoch, index], np.int64)
+
+
+@dataclass
+class WholeImages:
+    """`count` whole images one after the other, and from the beginning again, for DALI's external source in the same
+    process: `read` gives the encoded bytes (length,) uint8 and the height and width of the n-th, `name` what it is
+    called in messages.
+    """
+
+    count: int
+    read: Callable[[int], tuple[np.ndarray, Sequence[int]]]
+    name: Callable[[int], str]
+
+    def case_at(self, number: int) -> str:
+        """Which image a sample is of."""
+        return self.name(number % self.count)
+
+    def __call__(self, info: object) -> tuple[np.ndarray, ...]:
+        """DALI's call: bytes, row, and zeros in place of target and key."""
+        encoded, size = self.read(info.idx_in_epoch % self.count)  # type: ignore[attr-defined]
+        return encoded, whole(size), np.zeros(1, np.int64), np.zeros(2, np.int64)
 
 
 def apply(image_HWC: np.ndarray, row: np.ndarray, size: int) -> np.ndarray:

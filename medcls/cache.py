@@ -114,7 +114,7 @@ class ImageCache:
         bytes_ = hdf5.dataset(self.file, "bytes", "u1", 1, len(self._map), plain=True)
         offset = bytes_.id.get_offset() or 0
         self._bytes = np.frombuffer(self._map, np.uint8, count=bytes_.size, offset=offset)
-        self.near = self._column("near") if "near" in self._sums else self.group  # caches of before have none: the same
+        self.near = self._column("near") if "near" in self._sums else self.group  # older caches have none: the same
         self.facts: dict[str, Any] = dict(json.loads(self._column("facts").tobytes()))
         count = len(self.ids)
         lengths = [

@@ -18,8 +18,8 @@ from medtrain.splits import Split
 NEAR_BITS = 24
 
 
-def near_pairs(hashes_N84: np.ndarray, *, bits: int = NEAR_BITS, block: int = 512) -> np.ndarray:
-    """(M,2) pairs i < j that link all images whose hashes differ by at most `bits` under one of the eight flips and
+def near_pairs(hashes_N84: np.ndarray, *, block: int = 512) -> np.ndarray:
+    """(M,2) pairs i < j that link all images whose hashes differ by at most NEAR_BITS under one of the eight flips and
     quarter turns; pairs that are linked through others may be left out, so M < N.
 
     hashes_N84 (N,8,4) uint64 as `images.perceptual_hashes` makes them. Every pair is compared; memory is bounded by
@@ -36,7 +36,7 @@ def near_pairs(hashes_N84: np.ndarray, *, bits: int = NEAR_BITS, block: int = 51
             distance = np.zeros(near.shape, np.uint16)
             for word in range(4):
                 distance += np.bitwise_count(hashes_N84[start:stop, turn, word, None] ^ rest[None, :, word])
-            near |= distance <= bits
+            near |= distance <= NEAR_BITS
         i, j = np.nonzero(near)
         fresh = np.stack([i, j], 1)[j > i] + start
         if len(fresh):  # keep a link from each image to the first of its group, not every pair

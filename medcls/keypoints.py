@@ -22,6 +22,7 @@ WORK = 60_000  # word comparisons an image: the most common words are left out u
 NEIGHBOURS = 8  # candidates of an image at most; the copies of one image link through each other
 FAR = 64  # bits of 256 by which matched descriptors may differ
 REACH = 4.0  # pixels by which a keypoint may miss the transform
+ROWS = 128  # images whose candidates are counted at once
 INLIERS = 32  # keypoints that must agree
 ZOOM = 1.35  # of the transform at most, and at least its inverse
 
@@ -84,7 +85,7 @@ def agreement(places_P2: np.ndarray, descriptors_P32: np.ndarray, others_P2: np.
     return int(inside.sum())
 
 
-def _candidates(places_N2P2: np.ndarray, descriptors_N2P32: np.ndarray, block: int = 128) -> Iterator[np.ndarray]:
+def _candidates(places_N2P2: np.ndarray, descriptors_N2P32: np.ndarray) -> Iterator[np.ndarray]:
     """For each image, those that share the most and the rarest words with it or with its mirror image, best first.
 
     A shared word counts log(N / images that have it).
@@ -102,8 +103,8 @@ def _candidates(places_N2P2: np.ndarray, descriptors_N2P32: np.ndarray, block: i
     turned = plain.T.tocsr()
     mirrored = (mirrored @ sparse.diags_array(weight, dtype=np.float32)).tocsr()
     mirrored.eliminate_zeros()
-    for start in range(0, count, block):
-        rows = slice(start, start + block)
+    for start in range(0, count, ROWS):
+        rows = slice(start, start + ROWS)
         shared = (table[rows] @ turned).maximum(mirrored[rows] @ turned).tocsr()
         for n in range(shared.shape[0]):
             part = slice(shared.indptr[n], shared.indptr[n + 1])

@@ -17,6 +17,7 @@ CANCERS: dict[str, tuple[str, ...]] = {
     "Brain Cancer": ("brain_glioma", "brain_menin", "brain_tumor"),
     "Oral Cancer": ("oral_normal", "oral_scc"),
 }
+CLASSES = sum(map(len, CANCERS.values()))
 COPY_KINDS = ("exact", "flip", "turn", "brightness", "jpeg", "resize", "rotate", "shift", "zoom", "mixed")
 TRUTH_NAME = "phantom_truth.csv"
 Rng = np.random.Generator

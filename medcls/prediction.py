@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medcls import backbones, images
-from medcls.augment import whole
+from medcls.augment import WholeImages
 from medcls.folders import is_litter
 from medcls.pipeline import ImageLoader
 from medcls.recipes import ClsRecipe
@@ -54,27 +54,12 @@ class Member:
     def probs(self, encoded: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
         """Class probabilities (N,K) float64 of encoded images, prepared as in training."""
         recipe, (mean, std) = self.recipe, backbones.normalisation(self.recipe.model.name)
-        loader = ImageLoader(_InMemory(encoded, sizes), batch=min(recipe.evaluate.batch, len(encoded)),
+        source = WholeImages(len(encoded), lambda n: (np.frombuffer(encoded[n], np.uint8), sizes[n]),
+                             lambda n: f"image {n + 1}")  # fmt: skip
+        loader = ImageLoader(source, batch=min(recipe.evaluate.batch, len(encoded)),
                              size=recipe.data.size, operations=(), mean=mean, std=std, workers=0,
                              threads=min(4, len(os.sched_getaffinity(0))), device=self.device)  # fmt: skip
         return np.stack(list(class_probs(self.forward, loader, len(encoded), flips=recipe.evaluate.flips)))
-
-
-@dataclass
-class _InMemory:
-    """Whole images one after the other, for DALI's external source."""
-
-    encoded: Sequence[bytes]
-    sizes: Sequence[tuple[int, int]]
-
-    def case_at(self, number: int) -> str:
-        """Which image a sample is of."""
-        return f"image {number % len(self.encoded) + 1}"
-
-    def __call__(self, info: object) -> tuple[np.ndarray, ...]:
-        n = info.idx_in_epoch % len(self.encoded)  # type: ignore[attr-defined]
-        nothing = np.zeros(1, np.int64)
-        return np.frombuffer(self.encoded[n], np.uint8), whole(self.sizes[n]), nothing, np.zeros(2, np.int64)
 
 
 def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Path) -> tuple[str, int]:
@@ -92,12 +77,11 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     if not files:
         raise UserError(f"{place} holds no file: give an image or a folder of images.")
     lines = [["image", "prediction", *(f"p:{name}" for name in members[0].classes), "note"]]
-    progress = Progress(len(files), "predict")
-    for start in range(0, len(files), CHUNK):
-        chunk = files[start : start + CHUNK]
-        lines += _lines(chunk, place, members, weights)
-        progress.advance(count=len(chunk))
-    progress.close()
+    with Progress(len(files), "predict") as progress:
+        for start in range(0, len(files), CHUNK):
+            chunk = files[start : start + CHUNK]
+            lines += _lines(chunk, place, members, weights)
+            progress.advance(count=len(chunk))
     if all(line[-1] for line in lines[1:]):
         raise UserError(f"{shown(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.aside import listing_of, report
 from medtrain.errors import UserError
-from medtrain.files import escapes, follows_links, origin, remove_leftovers, replacing
-from medtrain.lock import PATIENCE_S, locked
+from medtrain.files import escapes, follows_links, origin, replacing
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import has_patients, read_patients
+from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 
@@ -45,59 +44,71 @@ def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = F
     Files that can not be used are set aside: named on stderr and in the cache's facts, or, if `strict`, a UserError.
     Parts wait in `<out>.parts` until all are there, then `out` appears whole. Raises UserError.
     """
-    data = read_folders(place)
-    for note in data.notes:
-        print(f"note: {note}", flush=True)
-    chunks = _chunks(data)
-    recipes = [_recipe(data, chunk) for chunk in chunks]
-    print(f"{data.root}: {data.in_words()}", flush=True)
-    if place != data.root and has_patients(place):
-        raise UserError(f"{place / PATIENTS} lies above the folder of the images: move it to {data.root}.")
-    patients = read_patients(data.root, {path for path, _ in data.files}, "file")
-    known = [data.classes, recipes, *([patients] if patients else [])]
-    wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
-    folder = out.with_name(out.name + ".parts")
-    if not _holds(out, wanted, place, data.root, strict):
-        with locked(folder, f"preparing {out.name}", PATIENCE_S):
-            if not _holds(out, wanted, place, data.root, strict):  # another process may just have ended
-                remove_leftovers(out.parent, out.name)
-                parts = [folder / f"{recipe}.h5" for recipe in recipes]
-                _examine(data, chunks, parts, workers)
-                _assemble(data, parts, out, wanted, strict, workers, origin(place), patients)
-                shutil.rmtree(folder)
-    return out
+    work = _Work.planned(place, out, workers, strict)
+    return make_once(out, lambda: _holds(work), lambda: _make(work))
 
 
-def _examine(data: ImageFolder, chunks: list[tuple[tuple[str, int], ...]], parts: list[Path], workers: int) -> None:
-    todo = [(str(data.root), chunk, part) for chunk, part in zip(chunks, parts, strict=True) if not _whole(part)]
-    if len(todo) < len(parts):
-        print(f"{len(parts) - len(todo)} of {len(parts)} parts are prepared already", flush=True)
-    progress = Progress(sum(len(chunk) for _, chunk, _ in todo), "prepare")
-    try:
-        for done in in_processes(_write_part, todo, workers, what=f"prepared {data.root}"):
+@dataclass(frozen=True)
+class _Work:
+    """What one call of `prepare_folder` has to do: the folder that was named, what was found, the files of each part,
+    the parts' own files, whose the images are, and a hash of all that the cache depends on.
+    """
+
+    place: Path
+    data: ImageFolder
+    out: Path
+    workers: int
+    strict: bool
+    chunks: list[tuple[tuple[str, int], ...]]
+    parts: list[Path]
+    patients: dict[str, int]
+    wanted: str
+
+    @classmethod
+    def planned(cls, place: Path, out: Path, workers: int, strict: bool) -> "_Work":
+        data = read_folders(place)
+        for note in data.notes:
+            print(f"note: {note}", flush=True)
+        chunks = _chunks(data)
+        recipes = [_recipe(data, chunk) for chunk in chunks]
+        print(f"{data.root}: {data.in_words()}", flush=True)
+        if place != data.root and has_patients(place):
+            raise UserError(f"{place / PATIENTS} lies above the folder of the images: move it to {data.root}.")
+        patients = read_patients(data.root, {path for path, _ in data.files}, "file")
+        known = [data.classes, recipes, *([patients] if patients else [])]
+        wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
+        parts = [parts_of(out) / f"{recipe}.h5" for recipe in recipes]
+        return cls(place, data, out, workers, strict, chunks, parts, patients, wanted)
+
+
+def _make(work: _Work) -> None:
+    _examine(work)
+    _assemble(work)
+
+
+def _examine(work: _Work) -> None:
+    """Write the parts that are not there."""
+    root = work.data.root
+    todo = [(str(root), chunk, part) for chunk, part in zip(work.chunks, work.parts, strict=True) if not _whole(part)]
+    if len(todo) < len(work.parts):
+        print(f"{len(work.parts) - len(todo)} of {len(work.parts)} parts are prepared already", flush=True)
+    with Progress(sum(len(chunk) for _, chunk, _ in todo), "prepare") as progress:
+        for done in in_processes(_write_part, todo, work.workers, what=f"prepared {root}"):
             progress.advance(count=done)
-    finally:
-        progress.close()
 
 
-def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, strict: bool, workers: int,
-              made_from: str, patients: dict[str, int]) -> None:  # fmt: skip
-    small = [_read_part(part) for part in parts]
+def _assemble(work: _Work) -> None:
+    """Join the parts into the cache."""
+    data, patients = work.data, work.patients
+    small = [_read_part(part) for part in work.parts]
     bad = [item for part in small for item in part["bad"]]
     files = dict(data.files)
     paths = [path for part in small for path in part["paths"]]
     targets = [files[path] for path in paths]
     digests = [bytes(row) for part in small for row in part["digest"]]
-    used = set(targets)
-    for number in range(len(data.classes)):
-        if number not in used:
-            first = data.class_files(number)[0]
-            place, reason = (data.root / first).parent, dict(map(tuple, bad))[first]
-            raise UserError(
-                f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
-            )
-    _refuse_bad(data.root, bad, strict)
-    near = _near(data, parts, targets, digests, workers)
+    _refuse_empty(data, set(targets), bad)
+    _refuse_bad(data.root, bad, work.strict)
+    near = _near(work, targets, digests)
     facts = {
         "bad": bad,
         "converted": [item for part in small for item in part["converted"]],
@@ -105,13 +116,24 @@ def _assemble(data: ImageFolder, parts: list[Path], out: Path, wanted: str, stri
         "files": len(data.files),
         "patients": len(set(patients.values())),
         "nobodys": sum(path not in patients for path, _ in data.files) if patients else 0,
-        "wanted": wanted,
+        "wanted": work.wanted,
     }
-    _report(facts, out)
+    _report(facts, work.out)
     groups = _groups(near, [patients.get(path) for path in paths])
-    write_images(out, (_images(part, files) for part in parts), size=sum(part["size"] for part in small),
+    write_images(work.out, (_images(part, files) for part in work.parts), size=sum(part["size"] for part in small),
                  groups=groups, near=near, classes=data.classes, facts=facts, preparation=asdict(Preparation()),
-                 origin=made_from)  # fmt: skip
+                 origin=origin(work.place))  # fmt: skip
+
+
+def _refuse_empty(data: ImageFolder, used: set[int], bad: list[list[str]]) -> None:
+    """Raise UserError where no image of a class can be read."""
+    for number in range(len(data.classes)):
+        if number not in used:
+            first = data.class_files(number)[0]
+            place, reason = (data.root / first).parent, next(words for path, words in bad if path == first)
+            raise UserError(
+                f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
+            )
 
 
 def _groups(near: np.ndarray, patients: list[int | None]) -> np.ndarray:
@@ -122,18 +144,17 @@ def _groups(near: np.ndarray, patients: list[int | None]) -> np.ndarray:
     return joined(len(near), np.concatenate([copies, np.array(pairs, np.int64).reshape(-1, 2)]))
 
 
-def _near(data: ImageFolder, parts: list[Path], targets: list[int], digests: list[bytes], workers: int) -> np.ndarray:
+def _near(work: _Work, targets: list[int], digests: list[bytes]) -> np.ndarray:
     """(N,) near-duplicate groups: the same bytes anywhere, or alike within one cancer; a process a cancer."""
     same = same_bytes(digests)
     pairs = [np.stack([same, np.arange(len(same))], 1)]
-    cancer = np.array([data.classes[target][0] for target in targets])
+    cancer = np.array([work.data.classes[target][0] for target in targets])
     unique = same == np.arange(len(same))
-    jobs = [(parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
-    progress = Progress(int(unique.sum()), "compare")
-    for count, found in in_processes(_alike, jobs, workers, what=f"compared {data.root}"):
-        pairs.append(found)
-        progress.advance(count=count)
-    progress.close()
+    jobs = [(work.parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
+    with Progress(int(unique.sum()), "compare") as progress:
+        for count, found in in_processes(_alike, jobs, work.workers, what=f"compared {work.data.root}"):
+            pairs.append(found)
+            progress.advance(count=count)
     return joined(len(same), np.concatenate(pairs))
 
 
@@ -264,23 +285,19 @@ def _recipe(data: ImageFolder, chunk: tuple[tuple[str, int], ...]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def _holds(out: Path, wanted: str, place: Path, root: Path, strict: bool) -> bool:
-    """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
-    if not out.exists():
+def _holds(work: _Work) -> bool:
+    """Whether the cache is there and up to date; raises UserError where it is something else than an older state."""
+    cache = existing(work.out, ImageCache)
+    if cache is None:
         return False
-    try:
-        cache = ImageCache(out)
-    except UserError as error:
-        reason = str(error).removeprefix(str(out)).partition(":")[0].strip()
-        raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
     cache.close()
     facts = cache.facts
-    if facts.get("wanted") == wanted:
-        print(f"{out} already holds these {facts['files']} images", flush=True)
-        _refuse_bad(root, facts["bad"], strict)
-        _report(facts, out)
+    if facts.get("wanted") == work.wanted:
+        print(f"{work.out} already holds these {facts['files']} images", flush=True)
+        _refuse_bad(work.data.root, facts["bad"], work.strict)
+        _report(facts, work.out)
         return True
-    if cache.origin not in ("", origin(place)):
-        raise UserError(f"{out} was made from another folder than {place}: give another --out, or remove it first.")
-    print(f"note: {out} is of before the data or the options changed: it is made again", flush=True)
+    if cache.origin not in ("", origin(work.place)):
+        refuse_other(work.out, work.place)
+    say_outdated(work.out)
     return False

@@ -79,7 +79,7 @@ class ClsRecipe(Recipe):
     evaluate: ClsEvaluate = ClsEvaluate()
 
     @property
-    def releases_later(self) -> bool:
+    def unfreezes_later(self) -> bool:
         return self.finetune.freeze_epochs > 0
 
 

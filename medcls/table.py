@@ -160,7 +160,7 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
 
 
 def _check_split(run: Path, rows: Sequence[CaseRow], split: Split, cache: ImageCache) -> None:
-    """A run of before may have been judged on images that its recipe would train on today."""
+    """An older run may have been judged on images that its recipe would train on today."""
     for part, cases in (("val", split.val), ("test", split.test)):
         if {row.case for row in rows if row.part == part} != set(cases):
             raise UserError(f"{run} was judged on other images than its recipe holds out of {cache.path} today: train "
@@ -169,7 +169,7 @@ def _check_split(run: Path, rows: Sequence[CaseRow], split: Split, cache: ImageC
 
 def _known(done: Mapping[str, Any]) -> str:
     """What a member's done.json tells of the weights that it began with."""
-    seen = done.get("seen_before")  # runs of before do not tell
+    seen = done.get("seen_before")  # older runs do not tell
     known = isinstance(seen, int) and seen > 0
     return f"{seen} of its test images were known to the weights that it began with" if known else ""
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from medcls import backbones, figures, images, metrics
-from medcls.augment import Augment, ImageSource
+from medcls.augment import ImageSource, WholeImages
 from medcls.cache import ImageCache
 from medcls.duplicates import leaked_paths, relatives
 from medcls.folders import choose_cancer
@@ -42,6 +42,7 @@ class ClsTask:
     def __init__(self, recipe: ClsRecipe, cache: ImageCache):
         check_preparation(cache.path, cache.preparation, images.VERSION)
         self.recipe, self.cache = recipe, cache
+        cache.verifying = recipe.data.verify  # evaluation reads through it
         self.cancer = choose_cancer(cache, recipe.data.cancer)
         chosen, targets, self.classes = select(cache, self.cancer)
         self.positive = choose_positive(self.classes, recipe.data.positive)
@@ -97,8 +98,14 @@ class ClsTask:
         if not cases:
             return
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        loader = self._loader(cases, None, self.recipe.evaluate.batch, device)
-        flips = thorough and self.recipe.evaluate.flips
+        recipe, indices = self.recipe, [self._index[case] for case in cases]
+        source = WholeImages(len(cases), lambda n: (self.cache.encoded(indices[n]), self.cache.size[indices[n]]),
+                             lambda n: cases[n])  # fmt: skip
+        loader = ImageLoader(
+            source, batch=recipe.evaluate.batch, size=recipe.data.size, operations=(), mean=self.mean, std=self.std,
+            workers=0, threads=max(1, recipe.train.workers), device=device,
+        )  # fmt: skip
+        flips = thorough and recipe.evaluate.flips
         yield from zip(cases, class_probs(forward, loader, len(cases), flips=flips), strict=True)
 
     def score(self, case: str, prediction: np.ndarray, *, thorough: bool) -> dict[str, float]:
@@ -128,25 +135,19 @@ class ClsTask:
                 f"augment.mixup pairs images, and {stream.micro_batch} of train.batch={stream.batch} fall on each: "
                 "--set train.batch so that it is even."
             )
-        for batch in self._loader(self.split.train, stream, stream.micro_batch, device):
-            yield mixed(batch.to(device)) if self.recipe.augment.mixup else batch.to(device)
-
-    def _loader(
-        self, cases: Sequence[str], stream: Stream | None, batch: int, device: torch.device
-    ) -> Iterator[ImageBatch]:
-        recipe = self.recipe
-        augment = recipe.augment if stream else Augment(flip=0.0)
-        in_workers = stream is not None and device.type == "cpu"
+        recipe, cases, in_workers = self.recipe, self.split.train, device.type == "cpu"
         source = ImageSource(
             cache=str(self.cache.path), images=np.array([self._index[case] for case in cases], np.int64),
-            targets=np.array([self._target[case] for case in cases], np.int64), augment=augment, stream=stream,
+            targets=np.array([self._target[case] for case in cases], np.int64), augment=recipe.augment, stream=stream,
             size=recipe.data.size if in_workers else 0, verify=recipe.data.verify,
         )  # fmt: skip
-        return ImageLoader(
-            source, batch=batch, size=recipe.data.size, operations=augment.operations, mean=self.mean, std=self.std,
-            decoded=in_workers, workers=recipe.train.workers if stream else 0,
+        loader = ImageLoader(
+            source, batch=stream.micro_batch, size=recipe.data.size, operations=recipe.augment.operations,
+            mean=self.mean, std=self.std, decoded=in_workers, workers=recipe.train.workers,
             threads=max(1, recipe.train.workers), device=device,
         )  # fmt: skip
+        for batch in (batch.to(device) for batch in loader):
+            yield mixed(batch) if recipe.augment.mixup else batch
 
     def judged(self) -> list[tuple[str, tuple[str, ...]]]:
         """Validation rows are kept too: the ensemble's weights come from them."""
@@ -189,7 +190,7 @@ class ClsTask:
 
 
 def partners(count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Whom each image of a batch is mixed with: its neighbour in pairs; the last of an odd batch with itself.
+    """Index of each image's mixup partner: its neighbour in pairs; the last of an odd batch itself.
 
     Pairs lie on one rank for every number of ranks that leaves even micro-batches, so the samples stay the same.
     """

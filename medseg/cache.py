@@ -151,7 +151,7 @@ class Cache:
         with open(self.path, "rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
         told = {}
-        if "patients" in self.file:  # caches of before have none
+        if "patients" in self.file:  # older caches have none
             stored = hdf5.dataset(self.file, "patients", "u1", 1, len(self._map), plain=True)
             told = json.loads(stored[()].tobytes())
         self.patients: dict[str, int] = {str(case): int(number) for case, number in told.items()}

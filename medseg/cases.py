@@ -51,7 +51,7 @@ def case_id(path: Path) -> str:
 
 
 def usable(name: str, path: Path) -> str:
-    """A case's name, a file's, a cache group's and a table row's; UserError for what can be none."""
+    """A case's name, a file's, a cache group's and a table row's; UserError for what is invalid as one."""
     if name in ("", ".", "..") or not plain(name):
         raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
     return name

@@ -11,6 +11,7 @@ from medtrain.files import replacing
 from medtrain.results import CaseRow
 
 # Oedema, core, enhancing: told apart with the common colour deficiencies too (Okabe and Ito).
+MARGIN = 3  # pixels around the brain
 COLOURS = {"edema": (86, 180, 233), "core": (230, 159, 0), "enhancing": (204, 60, 60)}
 
 
@@ -35,13 +36,13 @@ def overlay(
     return np.ascontiguousarray(np.concatenate(turned, axis=1))
 
 
-def _frame(mask: np.ndarray, margin: int = 3) -> tuple[slice, slice]:
+def _frame(mask: np.ndarray) -> tuple[slice, slice]:
     """The box of a mask and a margin, so that pictures show little empty ground."""
     frame = []
     for axis in (1, 0):
         line = np.flatnonzero(mask.any(axis=axis))
         first, last = (int(line[0]), int(line[-1])) if line.size else (0, mask.shape[1 - axis] - 1)
-        frame.append(slice(max(0, first - margin), last + 1 + margin))
+        frame.append(slice(max(0, first - MARGIN), last + 1 + MARGIN))
     return frame[0], frame[1]
 
 

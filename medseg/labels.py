@@ -112,7 +112,7 @@ def _role(words: str) -> str:
 
 
 def from_codes(edema: int, core: int, enhancing: int) -> LabelMap | None:
-    """The label map of three codes, by its name where it is known; None where they can be none."""
+    """The label map of three codes, by its name where it is known; None where they are invalid."""
     codes = (edema, core, enhancing)
     if len(set(codes)) != 3 or not all(1 <= code <= 255 for code in codes):
         return None  # labels are stored as bytes, and 0 is what is no tumour

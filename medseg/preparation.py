@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import math
-import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -35,10 +34,10 @@ from medseg.nifti import MOST_VOXELS, Unreadable
 from medseg.scan import Scan, read_scan
 from medtrain.aside import Aside, listing_of, report
 from medtrain.errors import UserError
-from medtrain.files import origin, remove_leftovers
-from medtrain.lock import PATIENCE_S, locked
+from medtrain.files import origin
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import read_patients
+from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
 from medtrain.recipe import NO_EFFECT, within
@@ -166,13 +165,7 @@ def prepare_dataset(folder: Path, out: Path, how: Preparation, *, workers: int =
     """
     dataset = read_dataset(folder, label_map)
     work = _Work(dataset, out, how, workers, strict, settled)
-    if not _holds(work):
-        with locked(work.parts, f"preparing {out.name}", PATIENCE_S):
-            if not _holds(work):  # another process may just have ended
-                remove_leftovers(out.parent, out.name)
-                _make(work)
-                shutil.rmtree(work.parts)
-    return out
+    return make_once(out, lambda: _holds(work), lambda: _make(work))
 
 
 class _Work:
@@ -181,7 +174,7 @@ class _Work:
     def __init__(self, dataset: Dataset, out: Path, how: Preparation, workers: int, strict: bool, settled: bool):
         self.dataset, self.out, self.how, self.workers = dataset, out, how, workers
         self.strict, self.settled = strict, settled
-        self.parts = out.with_name(out.name + ".parts")
+        self.parts = parts_of(out)
         self.listing = listing_of(out)
         self.cases = {case.id: case for case in dataset.cases}
         self.recipes = {case.id: _recipe(case, dataset.label_map, how) for case in dataset.cases}
@@ -198,7 +191,7 @@ def _make(work: _Work) -> None:
     found, patients = _recipes_in(work.out)
     held = sorted(name for name, recipe in found.items() if work.recipes.get(name) == recipe)
     if len(held) < len(found):
-        print(f"note: {work.out} is of before the data or the options changed: it is made again", flush=True)
+        say_outdated(work.out)
     fresh = _prepared(work, sorted(set(work.recipes) - set(held)))
     first = list(itertools.islice(fresh, 1))
     if not first and not held:
@@ -248,17 +241,14 @@ def _prepared(work: _Work, names: list[str]) -> Iterator[tuple[str, Path]]:
         print(f"{len(work.cases) - len(todo)} of {len(work.cases)} cases are prepared already", flush=True)
     missing = {case.id for case in todo}
     yield from ((name, work.part(name)) for name in names if name not in missing)
-    progress = Progress(len(todo), "prepare")
     jobs = [(case, work.parts, work.dataset.label_map, work.how, work.strict) for case in todo]
-    try:
+    with Progress(len(todo), "prepare") as progress:
         for name, reason in in_processes(_prepare_part, jobs, work.workers, what=f"prepared {work.dataset.folder}"):
             if reason:
                 work.aside.append((name, reason))
             else:
                 yield name, work.part(name)
             progress.advance(name)
-    finally:
-        progress.close()
 
 
 def _prepare_part(job: tuple[CaseFiles, Path, LabelMap, Preparation, bool]) -> Aside:
@@ -303,13 +293,9 @@ def _recipes_in(out: Path) -> tuple[dict[str, str], dict[str, int]]:
 def _holds(work: _Work) -> bool:
     """Whether `out` is there and up to date; raises UserError where it is something else than an older state of it."""
     out = work.out
-    if not out.exists():
+    cache = existing(out, Cache)
+    if cache is None:
         return False
-    try:
-        cache = Cache(out)
-    except UserError as error:
-        reason = str(error).removeprefix(str(out)).partition(":")[0].strip()
-        raise UserError(f"{out} {reason}, so it is not overwritten: remove it or give another --out.") from None
     made_from = cache.origin
     cache.close()
     found, patients = _recipes_in(out)
@@ -328,7 +314,5 @@ def _holds(work: _Work) -> bool:
         and not part
         and not (made_from == "" and set(found) == set(work.recipes))
     ):
-        raise UserError(
-            f"{out} was made from another folder than {work.dataset.folder}: give another --out, or remove it first."
-        )
+        refuse_other(out, work.dataset.folder)
     return False

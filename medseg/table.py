@@ -151,7 +151,7 @@ def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, p
 
 
 def _check_cases(entry: Entry, task: SegTask) -> None:
-    """A run of before may have been judged on cases that its recipe would train on today."""
+    """An older run may have been judged on cases that its recipe would train on today."""
     if {row.case for row in entry.rows} != set(task.split.test or task.split.val):
         raise UserError(f"{entry.run} was judged on other cases than its recipe holds out of {task.cache.path} today: "
                         "train it again, in another folder.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What can not be used and does not stop the rest: told on stderr, and listed in a file with the reasons."""
+"""Unusable cases, which do not stop the rest: reported on stderr and listed with the reasons in a CSV."""
 
 import sys
 from collections.abc import Sequence

@@ -150,7 +150,7 @@ def _tell(text: str) -> None:
 
 # How long a rank that only lost its partner keeps silent: the partner's own message comes first, and the others say
 # meanwhile that they wait too.
-MANNERS_S = 3.0
+LOST_PARTNER_DELAY_S = 3.0
 
 
 def lost_partner(error: BaseException, step: int) -> str:
@@ -162,7 +162,7 @@ def lost_partner(error: BaseException, step: int) -> str:
         return ""
     _tell("waits")
     with contextlib.suppress(KeyboardInterrupt):  # torchrun ends the rest
-        time.sleep(MANNERS_S)
+        time.sleep(LOST_PARTNER_DELAY_S)
     told = _told()
     failed = [rank for rank, words in told.items() if words == "failed"]
     silent = [rank for rank, words in told.items() if words.isdigit()]
@@ -186,7 +186,7 @@ def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank; the hosts wait for each other, not for their GPUs."""
     if _alone():
         return flag
@@ -195,10 +195,10 @@ def anywhere(flag: bool) -> bool:
     return bool(value)
 
 
-def meet() -> None:
+def sync_hosts() -> None:
     """On GPUs let the hosts wait for each other before they wait for their GPUs, which only NCCL would end."""
     if _hosts is not None:
-        anywhere(False)
+        any_rank(False)
 
 
 def _destroy() -> None:
@@ -239,7 +239,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if _alone():
         return value

@@ -105,7 +105,7 @@ class Engine:
                 self.profile = None
             if self.step % train.log_every == 0 or self.step == self.total:
                 gc.collect(1)
-                distributed.meet()
+                distributed.sync_hosts()
                 tracker.scalars(self.step, {**meter.read(), **self._rates(lr)})
                 if meter.skipped_in_row >= train.max_skipped:
                     self._give_up(meter.skipped_in_row)
@@ -127,10 +127,10 @@ class Engine:
         due = time.monotonic() - self.saved_at > self.recipe.train.save_every_s
         if not self.strategy.shards:
             return due and self.ranks.is_main
-        return self.step % self.recipe.train.log_every == 0 and bool(distributed.agree(due))
+        return self.step % self.recipe.train.log_every == 0 and bool(distributed.broadcast(due))
 
     def _leave_if_told(self, tracker: Tracker) -> None:
-        if self.stop is None or not distributed.anywhere(self.stop()):
+        if self.stop is None or not distributed.any_rank(self.stop()):
             return
         self.save()
         self.writer.wait()
@@ -209,7 +209,7 @@ class Engine:
 
     def _validate(self, tracker: Tracker) -> None:
         """Score the validation cases and keep the weights if they are the best so far."""
-        distributed.meet()
+        distributed.sync_hosts()
         if not self.split.val:  # nothing to choose by: the newest weights are the best
             self._save_best(None)
             return
@@ -288,7 +288,7 @@ class Engine:
                 found = checkpoint.newest(self.run)
             except UserError as error:
                 problem = str(error)
-        found, problem = distributed.agree((found, problem))
+        found, problem = distributed.broadcast((found, problem))
         if problem:
             raise UserError(problem)
         if found and found[1] and self.ranks.is_main:

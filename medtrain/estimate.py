@@ -67,17 +67,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a network and its step, in bytes, with numbers of four bytes: `weights` those that are trained, `frozen` the
-    others and buffers; while forward and backward run, `base` + batch * `sample` beside them. `flops` of one sample.
-    `replays`: whether the network's steps are replayed on GPUs unless the recipe forbids it.
-    """
+    """What a network and its step take, in bytes, with numbers of four bytes."""
 
-    weights: int
-    frozen: int
-    base: float
-    sample: float
-    flops: float
-    replays: bool = False
+    weights: int  # those that are trained
+    frozen: int  # the others, and buffers
+    base: float  # beside them while forward and backward run, whatever the batch
+    sample: float  # the same, for each sample
+    flops: float  # of one sample
+    replays: bool = False  # whether steps are replayed on GPUs unless the recipe forbids it
 
     def working(self, batch: int) -> float:
         """Activations, gradients so far and copies in low precision, at the moment when they are most."""

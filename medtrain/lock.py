@@ -159,7 +159,7 @@ def _started(pid: int) -> str:
 def _lives(pid: int, started: str) -> bool:
     about = _stat(pid)
     if about and (about[0] in "ZX" or (started and _started(pid) not in ("", started))):
-        return False  # what is dead and not yet buried by its parent writes no more
+        return False  # a zombie writes no more
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -44,9 +44,7 @@ def _place(folder: Path) -> Path | None:
 
 
 def owners(ids: Iterable[str], numbers: Mapping[str, int], name_of: Callable[[str], str]) -> dict[str, str]:
-    """Whose each id is, by `read_patients` and by the names of the ids alike: two that either takes for one patient's
-    are one patient's.
-    """
+    """Whose each id is: ids that `read_patients` or their own names link belong to one patient."""
     root: dict[str, str] = {}
 
     def first(key: str) -> str:

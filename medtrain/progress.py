@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -52,13 +52,16 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
     """Yield the items, counted."""
-    progress = Progress(total, what)
-    try:
+    with Progress(total, what) as progress:
         for item in items:
             yield item
             progress.advance()
-    finally:
-        progress.close()

@@ -132,7 +132,7 @@ class Recipe:
         return recipe
 
     @property
-    def releases_later(self) -> bool:
+    def unfreezes_later(self) -> bool:
         """Whether some weights do not move at first."""
         return False
 
@@ -289,7 +289,7 @@ def _check(hint: Any, value: Any, where: str) -> Any:
 def build(cls: Any, value: Any, where: str) -> Any:
     """A dataclass from a JSON object: every field of its annotated type and in its range, no other ones.
 
-    A field that changes no result may be missing, as in files of before it was there. Raises UserError naming `where`.
+    A field that changes no result may be missing, as in older files. Raises UserError naming `where`.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}

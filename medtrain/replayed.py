@@ -12,7 +12,7 @@ from medtrain.distributed import Ranks, gather
 from medtrain.errors import Failed
 from medtrain.graphs import Replay
 from medtrain.recipe import Recipe
-from medtrain.strategy import Group, Single, as_rank_0
+from medtrain.strategy import Group, Single, broadcast_tensors
 
 REMEDY = "--set train.compile=off."
 ALIGNED = 64  # elements: optimisers read 16 bytes at a time from where a piece begins
@@ -75,7 +75,7 @@ class Replayed(Single):
         self.world = ranks.world
         self.gradients = Gradients(self.model.parameters())
         if self.world > 1:
-            as_rank_0([*self.model.parameters(), *self.model.buffers()])
+            broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
         self.replay = Replay(self.model) if self.device.type == "cuda" else None  # CPUs have no graphs
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -53,7 +53,7 @@ def replay_refusal(recipe: Recipe, world: int) -> str:
         return "train.recompute is on"
     if train.deterministic:
         return "train.deterministic is on"
-    if recipe.releases_later:
+    if recipe.unfreezes_later:
         return "weights are released later"
     return ""
 
@@ -79,7 +79,7 @@ def check_deepspeed(recipe: Recipe, precision: str) -> None:
         raise UserError("train.strategy=deepspeed brings torch's optimisers: --set optim.library=torch.")
     if train.offload and train.zero == 0:
         raise UserError("train.offload=true needs train.zero=1, 2 or 3: stage 0 shares nothing out.")
-    if train.zero and recipe.releases_later:
+    if train.zero and recipe.unfreezes_later:
         raise UserError(
             f"train.zero={train.zero} can not release weights later: --set finetune.freeze_epochs=0 or train.zero=0."
         )

@@ -152,7 +152,7 @@ class Statistics:
         for (module, name, buffer), part in zip(found, parts, strict=True):
             setattr(module, name, part.view_as(buffer))
 
-    def settle(self, skipped: torch.Tensor) -> None:
+    def roll_back_if(self, skipped: torch.Tensor) -> None:
         """After a step: forget what it brought where `skipped` is 1, else keep it."""
         if self.now.numel():
             self.now.copy_(torch.where(skipped.bool(), self.before, self.now))
@@ -215,7 +215,7 @@ class Single:
 
     def sync_buffers(self) -> None:
         """Make the buffers (such as running statistics) of every rank those of rank 0."""
-        as_rank_0(self.model.buffers())
+        broadcast_tensors(self.model.buffers())
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """The network's outputs in training, computed in mixed precision, in float32."""
@@ -281,7 +281,7 @@ class Single:
             # how a GradScaler tells a fused optimiser to skip, without the host's asking the device
             self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
             self.optimizer.step()
-        self.statistics.settle(skipped)
+        self.statistics.roll_back_if(skipped)
         self.model.zero_grad()  # apex's optimisers have ways of their own
         return skipped
 
@@ -355,7 +355,7 @@ class Ddp(Single):
         return self.wrapped.no_sync()  # type: ignore[operator]
 
 
-def as_rank_0(tensors: Iterable[torch.Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Give tensors the values that they have on rank 0, if there are others."""
     if not torch.distributed.is_initialized():
         return

@@ -98,7 +98,7 @@ class DeepSpeed(Single):
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        if distributed.anywhere(not math.isfinite(float(loss.detach()))):
+        if distributed.any_rank(not math.isfinite(float(loss.detach()))):
             self._skipped = True
             if self.accumulates:
                 raise Failed("the loss was not finite, and DeepSpeed's accumulated gradients can not be taken back: "
@@ -121,7 +121,7 @@ class DeepSpeed(Single):
                 raise Failed(f"the gradients were not finite (norm {float(norm)}), and DeepSpeed has moved the weights "
                              "by them: lower optim.lr or set optim.clip_norm; the last checkpoint is good")  # fmt: skip
         self._skipped = False
-        self.statistics.settle(skipped)
+        self.statistics.roll_back_if(skipped)
         return skipped
 
     def freeze(self, epoch: float) -> bool:

@@ -38,12 +38,6 @@ class OnThisMachine:
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         return self.job()
 
-    def checkpoint(self) -> Any:
-        """submitit's call on preemption: the same job again."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
 
 def follow_locally(job: Callable[[], Any], folder: Path, *, name: str, processes: int = 1) -> Outcome:
     """Run a job in processes of its own on this machine, echo its output as it comes, and tell how it ended."""

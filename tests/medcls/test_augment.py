@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from medcls import rows
-from medcls.augment import Augment, ImageSource, apply, draw, whole
+from medcls.augment import Augment, ImageSource, WholeImages, apply, draw, whole
 from medcls.cache import ImageCache
 from medcls.pipeline import ImageBatch, ImageLoader
 from medcls.task import mixed, partners
@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-def source_of(path: Path, augment: Augment, stream: Stream | None, size: int = 0) -> ImageSource:
+def source_of(path: Path, augment: Augment, stream: Stream, size: int = 0) -> ImageSource:
     cache = ImageCache(path)
     return ImageSource(str(path), np.arange(len(cache.ids)), cache.target.astype(np.int64), augment, stream, size)
 
@@ -63,13 +63,15 @@ def test_workers_and_dali_equal_pillow_and_numpy(image_cache: Path, name: str, d
 
 def test_evaluation_sees_every_image_whole_and_in_order(image_cache: Path) -> None:
     cache = ImageCache(image_cache)
-    loader = loader_of(source_of(image_cache, PLAIN, None), batch=8)
-    batches = [next(loader) for _ in range(13)]
-    targets = torch.cat([batch.target_B for batch in batches])[: len(cache.ids)]
-    assert targets.tolist() == cache.target.tolist()
-    image = np.array(Image.open(io.BytesIO(cache.encoded(9).tobytes())).convert("RGB"))
-    found = batches[1].image_BCHW[1].permute(1, 2, 0).numpy()
-    assert np.abs(found - apply(image, whole(image.shape[:2]), 48)).mean() < 0.3
+    chosen = [9, 3, 40]
+    source = WholeImages(3, lambda n: (cache.encoded(chosen[n]), cache.size[chosen[n]]), lambda n: str(chosen[n]))
+    loader = ImageLoader(source, batch=2, size=48, operations=(), mean=(0,) * 3, std=(1 / 255,) * 3, workers=0)
+    found = torch.cat([next(loader).image_BCHW for _ in range(2)])
+    for n, number in enumerate([*chosen, chosen[0]]):  # and from the beginning again
+        image = np.array(Image.open(io.BytesIO(cache.encoded(number).tobytes())).convert("RGB"))
+        expected = apply(image, whole(image.shape[:2]), 48)
+        assert np.abs(found[n].permute(1, 2, 0).numpy() - expected).mean() < 0.3
+        assert source.case_at(n) == str(number)
 
 
 @pytest.mark.distributed

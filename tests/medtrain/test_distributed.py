@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medtrain.distributed import anywhere, demand_gpus, device_index, start
+from medtrain.distributed import any_rank, demand_gpus, device_index, start
 from medtrain.errors import UserError
 
 MEET = """
@@ -15,7 +15,7 @@ import sys
 from medtrain import distributed
 ranks = distributed.start()
 assert distributed.gather(ranks.rank) == [0, 1, 2]
-print(distributed.anywhere(ranks.rank == 2), distributed.anywhere(False))
+print(distributed.any_rank(ranks.rank == 2), distributed.any_rank(False))
 distributed.finish()
 """
 
@@ -28,15 +28,16 @@ from medtrain import distributed
 ranks = distributed.start()
 # as over NCCL, whose place a second group of gloo takes here: the default one has more patience than the hosts
 distributed._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=2))
-assert distributed.gather(ranks.rank) == [0, 1] and distributed.agree(ranks.rank) == 0
+assert distributed.gather(ranks.rank) == [0, 1] and distributed.broadcast(ranks.rank) == 0
 distributed.barrier()
-distributed.meet()
+distributed.sync_hosts()
 if ranks.rank == 1:
     time.sleep(8)
     sys.exit()
 began = time.monotonic()
 try:
-    {"meet": distributed.meet, "gather": lambda: distributed.gather(1), "barrier": distributed.barrier}[sys.argv[1]]()
+    arguments = {"gather": (1,)}.get(sys.argv[1], ())
+    getattr(distributed, sys.argv[1])(*arguments)
 except RuntimeError as error:
     assert time.monotonic() - began < 6
     print(distributed.lost_partner(error, 7))
@@ -44,7 +45,7 @@ except RuntimeError as error:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("call", ["meet", "gather", "barrier"])
+@pytest.mark.parametrize("call", ["sync_hosts", "gather", "barrier"])
 def test_hosts_do_not_wait_for_as_long_as_their_gpus(tmp_path: Path, call: str) -> None:
     """What ranks say to each other goes over the hosts' group: one that hangs is told in a sentence."""
     processes = []
@@ -79,8 +80,8 @@ def test_two_groups_on_one_machine_meet_each_on_its_own(tmp_path: Path) -> None:
 
 
 def test_alone_a_flag_is_ones_own() -> None:
-    assert anywhere(True)
-    assert not anywhere(False)
+    assert any_rank(True)
+    assert not any_rank(False)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
