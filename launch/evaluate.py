@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medlaunch.options import door_of_run
 from medtrain.errors import UserError, exit_code
-from medtrain.files import owner_of
 from medtrain.lock import locked
+from medtrain.run_folder import owner_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

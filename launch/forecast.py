@@ -86,7 +86,7 @@ def place_of(recipe: Any, options: argparse.Namespace) -> Any:
 def say_memory(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace) -> None:
     """The table of one rank's memory, and the largest batch."""
     from medtrain.estimate import largest_batch, memory_bytes, memory_of_rank, process_bytes
-    from medtrain.results import to_markdown
+    from medtrain.tables import to_markdown
 
     ranks, batch = (options.nodes or 0) * options.gpus or options.ranks, samples_at_once(recipe, options.ranks)
     parts = memory_of_rank(sizes, recipe, ranks, batch)
@@ -115,8 +115,8 @@ def samples_at_once(recipe: Any, ranks: int) -> int:
 def say_scaling(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace) -> None:
     """The table of predicted step times."""
     from medtrain.estimate import step_seconds as measured
-    from medtrain.results import to_markdown
     from medtrain.scaling import Links, step_seconds
+    from medtrain.tables import to_markdown
 
     per_node, most, batch = options.gpus, options.nodes * options.gpus, samples_at_once(recipe, options.ranks)
     alone, origin = options.step_s, "given"

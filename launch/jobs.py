@@ -80,7 +80,7 @@ class TrainJob:
 
     def _train(self, stop: Any = None, job: "ThisJob | None" = None) -> dict[str, Any]:
         from medlaunch.options import read_recipe
-        from medlaunch.train import held, is_rank_0, train
+        from medlaunch.run import held, is_rank_0, train
         from medtrain.errors import Stopped
         from medtrain.lock import InUseError
 

@@ -9,6 +9,7 @@ from medlaunch.door import Door
 from medseg import door as volumes
 from medtrain.errors import UserError
 from medtrain.files import parse_json_text
+from medtrain.run_folder import RECIPE
 from medtrain.wording import listed, shown
 
 DOORS: dict[str, Door] = {volumes.TASK: volumes, images.TASK: images}
@@ -52,7 +53,7 @@ def read_recipe(text: str, origin: str) -> Any:
 
 def recipe_of_run(run: Path) -> Any:
     """The recipe that a run folder was trained by; raises UserError."""
-    path = run / "recipe.json"
+    path = run / RECIPE
     if not path.is_file():
         raise UserError(f"{path} is not there: name the folder of a run that has trained.")
     return read_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path))

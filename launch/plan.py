@@ -9,8 +9,10 @@ from typing import Any
 
 from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
-from medtrain.files import escapes, owner_of, read_json, write_json
+from medtrain.files import read_json, write_json
+from medtrain.paths import escapes
 from medtrain.recipe import Recipe, build
+from medtrain.run_folder import owner_of
 from medtrain.settings import check_settings
 from medtrain.wording import listed, plain
 

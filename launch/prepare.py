@@ -48,7 +48,7 @@ def _print_audit(path: Path) -> int:
     from medcls.audit import audit_lines
     from medcls.cache import ImageCache
     from medcls.recipes import ImageData
-    from medtrain.results import to_markdown
+    from medtrain.tables import to_markdown
 
     cache = ImageCache(path)
     print("\n" + to_markdown(audit_lines(cache, [ImageData(cancer=cancer) for cancer in cache.cancers])))

@@ -35,8 +35,8 @@ from medtrain.errors import UserError
 from medtrain.files import read_json
 from medtrain.lock import locked
 from medtrain.recipe import Recipe
-from medtrain.results import to_markdown
 from medtrain.settings import refuse_replay
+from medtrain.tables import to_markdown
 
 HEAD = ("job", "tasks", "at once", "nodes", "processes", "GPUs", "wall time", "GPU-hours", "starts after")
 

@@ -9,7 +9,8 @@ from medlaunch.options import DOORS, recipe_of_run
 from medtrain.errors import exit_code
 from medtrain.files import read_json
 from medtrain.processes import end_on_signals
-from medtrain.results import to_markdown
+from medtrain.run_folder import CACHE
+from medtrain.tables import to_markdown
 
 HEAD = ("epoch", "sample", "case", "values not finite", "largest value", "loss", "norm of the share's gradients")
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = options.run
     recipe = recipe_of_run(run)
     door = DOORS[recipe.task]
-    cache = door.open_cache(options.cache or Path(read_json(run / "cache.json")["path"]))
+    cache = door.open_cache(options.cache or Path(read_json(run / CACHE)["path"]))
     task = door.make_task(recipe, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines: list[list[str]] = [list(HEAD)]

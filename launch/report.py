@@ -16,7 +16,8 @@ from medslurm.local import last_error
 from medtrain.errors import UserError
 from medtrain.files import parse_json_text, write_json, write_text
 from medtrain.progress import duration
-from medtrain.results import to_csv
+from medtrain.run_folder import FAILED
+from medtrain.tables import to_csv
 from medtrain.wording import plain
 
 JOBS = "jobs.csv"
@@ -206,7 +207,7 @@ def settle(sweep: Path, plan: Mapping[str, Any]) -> None:
         reason = standing.reason or "it never reported"
         if prepare and standing.restarts == 0 and not standing.step:
             reason = f"the data could not be prepared: {prepare.get('reason')}"
-        write_json(sweep / standing.folder / "failed.json", {"status": "failed", "reason": reason[:300]})
+        write_json(sweep / standing.folder / FAILED, {"status": "failed", "reason": reason[:300]})
 
 
 def counts(members: Sequence[Standing]) -> str:

@@ -12,7 +12,7 @@ from medslurm import commands
 from medtrain.errors import UserError, exit_code
 from medtrain.lock import holder
 from medtrain.processes import end_on_signals
-from medtrain.results import to_markdown
+from medtrain.tables import to_markdown
 
 CLEAR = "\033[2J\033[H"
 

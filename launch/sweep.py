@@ -27,7 +27,6 @@ from medlaunch.plan import (
     write_plan,
 )
 from medlaunch.report import read_jobs
-from medlaunch.train import open_run
 from medslurm import commands
 from medslurm.local import follow_locally
 from medtrain.errors import UserError, exit_code
@@ -35,6 +34,7 @@ from medtrain.files import read_json, write_json
 from medtrain.lock import locked
 from medtrain.processes import end_on_signals
 from medtrain.recipe import Recipe
+from medtrain.run_folder import DONE, FAILED, open_run
 from medtrain.settings import refuse_replay
 
 EVERY = "how often to look (default: 10)"
@@ -177,14 +177,14 @@ def run_here(out: Path, request: Request) -> int:
     write_plan(out, planned)
     for recipe, member in zip(recipes, planned["members"], strict=True):
         run = out / member["folder"]
-        if (run / "done.json").exists():
+        if (run / DONE).exists():
             open_run(recipe, cache, run)
             print(f"{member['folder']} is done already")
             continue
         job = TrainJob(recipe.to_json(), str(out / planned["cache"]), str(run))
         outcome = follow_locally(job, out / "jobs", name=member["folder"], processes=request.processes)
-        if not outcome.ok and not (run / "failed.json").exists():
-            write_json(run / "failed.json", {"status": "failed", "reason": outcome.reason})
+        if not outcome.ok and not (run / FAILED).exists():
+            write_json(run / FAILED, {"status": "failed", "reason": outcome.reason})
     finished = follow_locally(FinishJob(str(out), request.weights), out / "jobs", name="finish", processes=1)
     if not finished.ok:
         told = read_json(out / "finish.json") if (out / "finish.json").is_file() else {}

@@ -50,7 +50,7 @@ def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.nd
     """Join parts of `size` bytes together into one cache, atomically, holding one part at a time.
 
     `groups` (N,) are those that no split cuts, `near` (N,) those of near-duplicates, the same where it is None; `facts`
-    are JSON-able (what was set aside, and why); `origin` tells from which folder (see `files.origin`).
+    are JSON-able (what was set aside, and why); `origin` tells from which folder (see `paths.origin`).
     """
     with replacing(out) as temporary, h5py.File(temporary, "w", libver="v110") as file:
         file.attrs.update({"version": VERSION, "kind": hdf5.text("image"), "origin": hdf5.text(origin)})

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
-from medtrain.files import stay_inside
+from medtrain.paths import stay_inside
 from medtrain.patients import NAME as PATIENTS
 from medtrain.wording import listed, plain, shown
 

@@ -18,10 +18,11 @@ from medcls.recipes import ClsRecipe
 from medcls.task import class_probs
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
-from medtrain.files import walk_files, write_text
+from medtrain.files import write_text
+from medtrain.paths import walk_files
 from medtrain.progress import Progress
-from medtrain.results import to_csv
 from medtrain.strategy import Forward
+from medtrain.tables import to_csv
 from medtrain.trained import read_best, restored
 from medtrain.wording import shown
 

@@ -18,7 +18,8 @@ from medcls.folders import ImageFolder, read_folders
 from medtrain import hdf5
 from medtrain.aside import listing_of, report
 from medtrain.errors import UserError
-from medtrain.files import escapes, follows_links, origin, replacing
+from medtrain.files import replacing
+from medtrain.paths import escapes, follows_links, origin
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import has_patients, read_patients
 from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated

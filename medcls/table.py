@@ -22,18 +22,10 @@ from medtrain.aside import listing_of
 from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import write_text
-from medtrain.results import (
-    CaseRow,
-    check_trained_on,
-    is_done,
-    read_done,
-    read_rows,
-    to_csv,
-    to_markdown,
-    why_missing,
-    write_rows,
-)
+from medtrain.results import CaseRow, read_rows, write_rows
+from medtrain.run_folder import DONE, ROWS, check_trained_on, is_done, read_done, why_missing
 from medtrain.splits import Split
+from medtrain.tables import to_csv, to_markdown
 from medtrain.wording import listed
 
 SCORES = {"accuracy": "accuracy", "recall": "recall_macro", "precision": "precision_macro", "F1": "f1_macro",
@@ -132,7 +124,7 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
             lines.append(Line(name, [], note=f"failed: {why_missing(run)}", failed=True))
             continue
         check_trained_on(run, cache)
-        done = read_done(run / "done.json", epochs=int)
+        done = read_done(run / DONE, epochs=int)
         rows = _rows_of(run, classes)
         _check_split(run, rows, splits[recipe.data.fold], cache)
         vals[name] = [row for row in rows if row.part == "val"]
@@ -176,7 +168,7 @@ def _known(done: Mapping[str, Any]) -> str:
 
 def _rows_of(run: Path, classes: Sequence[str]) -> list[CaseRow]:
     names = [f"{metrics.PROBABILITY}{name}" for name in classes]
-    path = run / "cases.csv"
+    path = run / ROWS
     rows = read_rows(path, ("target", "predicted", "correct", *names))
     parts = {row.part for row in rows}
     fit = all(row.scores["target"] in range(len(classes)) and all(0 <= row.scores[n] <= 1 for n in names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, refuse_twins, usable
 from medtrain.errors import UserError
-from medtrain.files import stay_inside, walk_files
+from medtrain.paths import stay_inside, walk_files
 
 LABEL = "label"
 # How names end, after _ or - or as the whole name: BraTS up to 2021 and from 2023, BIDS, UCSF-PDGM.

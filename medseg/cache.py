@@ -83,7 +83,7 @@ def assemble(
     """Join (case id, case file) pairs into one cache as they come, atomically; memory stays at one case.
 
     A case's file may be another cache that holds the case, as that which is replaced. `origin` tells from which folder
-    (see `files.origin`), `patients` whose the cases are, by numbers. The parts are left in place. What the iterable
+    (see `paths.origin`), `patients` whose the cases are, by numbers. The parts are left in place. What the iterable
     raises leaves no cache.
     """
     with (

@@ -11,6 +11,7 @@ from medseg.kept import digest, written
 from medtrain.checkpoint import BEST
 from medtrain.errors import UserError
 from medtrain.files import beside, read_json, write_json
+from medtrain.run_folder import DONE
 
 NAME = "members.json"
 
@@ -37,7 +38,7 @@ def claimed(out: Path, runs: Sequence[Path], weights: Sequence[float], codes: st
 
 def _trained(run: Path) -> Any:
     """What tells a run from another training of the same recipe, wherever its folder lies."""
-    done = run / "done.json"
+    done = run / DONE
     return hashlib.blake2b(done.read_bytes(), digest_size=8).hexdigest() if done.is_file() else written(run / BEST)
 
 

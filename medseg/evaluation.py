@@ -23,6 +23,7 @@ from medtrain.errors import UserError
 from medtrain.files import read_json
 from medtrain.progress import track
 from medtrain.results import CaseRow, write_rows
+from medtrain.run_folder import SPLIT
 from medtrain.wording import plain, shown
 
 ENSEMBLE = "Ensemble"
@@ -126,7 +127,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _split(run: Path) -> Mapping[str, set[str]] | None:
     """The names of the cases that a run was trained on and chosen by; None where it does not tell."""
-    path = run / "split.json"
+    path = run / SPLIT
     if not path.exists():
         return None
     split = read_json(path)

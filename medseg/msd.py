@@ -13,7 +13,8 @@ from medseg.brats import find_case_folders
 from medseg.cases import CHANNELS, CaseFiles, case_id, channel_of, refuse_twins
 from medseg.labels import KNOWN, LabelMap, from_names
 from medtrain.errors import UserError
-from medtrain.files import parse_json, stay_inside
+from medtrain.files import parse_json
+from medtrain.paths import stay_inside
 from medtrain.wording import listed, shown
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, channel_of
 from medseg.labels import LabelMap, from_codes, from_names
 from medtrain.errors import UserError
-from medtrain.files import parse_json, stay_inside
+from medtrain.files import parse_json
+from medtrain.paths import stay_inside
 from medtrain.wording import shown
 
 LISTING = "dataset.json"

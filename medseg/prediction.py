@@ -16,8 +16,9 @@ from medseg.members import load_members, predict_scan
 from medseg.nifti import Unreadable
 from medtrain.aside import Aside, report
 from medtrain.errors import UserError
-from medtrain.files import owner_of, stay_inside
+from medtrain.paths import stay_inside
 from medtrain.progress import track
+from medtrain.run_folder import owner_of
 
 LISTING = "set_aside.csv"
 KEPT = "prediction-{}.jsonl"  # until every scan had its turn

@@ -34,7 +34,7 @@ from medseg.nifti import MOST_VOXELS, Unreadable
 from medseg.scan import Scan, read_scan
 from medtrain.aside import Aside, listing_of, report
 from medtrain.errors import UserError
-from medtrain.files import origin
+from medtrain.paths import origin
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import read_patients
 from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated

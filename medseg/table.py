@@ -21,19 +21,9 @@ from medtrain.ensemble import weighted_mean, weights_from
 from medtrain.errors import UserError
 from medtrain.files import write_text
 from medtrain.progress import track
-from medtrain.results import (
-    CaseRow,
-    check_trained_on,
-    intervals,
-    is_done,
-    means,
-    read_done,
-    read_rows,
-    to_csv,
-    to_markdown,
-    why_missing,
-    write_rows,
-)
+from medtrain.results import CaseRow, intervals, means, read_rows, write_rows
+from medtrain.run_folder import DONE, ROWS, check_trained_on, is_done, read_done, why_missing
+from medtrain.tables import to_csv, to_markdown
 from medtrain.wording import shown
 
 SCORES = ("Dice mean", *REGIONS, *HD95)
@@ -84,7 +74,7 @@ class Entry:
     @cached_property
     def rows(self) -> list[CaseRow]:
         """Its cases under its own name; none while it is not done."""
-        return [replace(row, member=self.label) for row in read_rows(self.run / "cases.csv", DICE)] if self.done else []
+        return [replace(row, member=self.label) for row in read_rows(self.run / ROWS, DICE)] if self.done else []
 
 
 def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights: str = "equal") -> int:
@@ -124,7 +114,7 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
 
 def _entry(sweep: Path, member: dict[str, Any]) -> Entry:
     run = sweep / member["folder"]
-    done = read_done(run / "done.json", part=str, label_map=str, epochs=int) if is_done(run) else None
+    done = read_done(run / DONE, part=str, label_map=str, epochs=int) if is_done(run) else None
     return Entry(member["label"], member["recipe"], run, done)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtrain.files import write_text
-from medtrain.results import to_csv
+from medtrain.tables import to_csv
 
 MOST_LINES = 20
 

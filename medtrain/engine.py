@@ -18,12 +18,13 @@ from medtrain.errors import Failed, Stopped, UserError
 from medtrain.meter import Meter
 from medtrain.profiling import Profile, shares
 from medtrain.recipe import Recipe
-from medtrain.results import CaseRow, to_markdown
+from medtrain.results import CaseRow
 from medtrain.sampling import Stream
 from medtrain.schedule import learning_rate
 from medtrain.selftest import check_convolutions
 from medtrain.strategies import make_strategy
 from medtrain.strategy import forwarding
+from medtrain.tables import to_markdown
 from medtrain.task import Task
 from medtrain.tracker import Tracker
 from medtrain.writer import Writer

@@ -1,18 +1,16 @@
 """Files that are either whole or absent: written beside their place, flushed, then renamed."""
 
 import errno
-import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError, disk_full
-from medtrain.wording import shown
 
 # Of a listing or plan; one of ten thousand members has 20 MB.
 MOST_JSON = 64 << 20
@@ -106,53 +104,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is absent or damaged: take it from an intact copy, or remove its folder.")
     return value
-
-
-def origin(folder: Path) -> str:
-    """Tells whether two things were made from one folder, and not which: a hash of its path."""
-    return hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
-
-
-def owner_of(out: Path, *, sweep: bool = True) -> str:
-    """What a folder that is to be written into belongs to: a data set, a run or (if asked) a sweep; else no words."""
-    found = {"recipe.json": "a run", "dataset.json": "a data set", **({"plan.json": "a sweep"} if sweep else {})}
-    for name, what in found.items():
-        if (out / name).exists():
-            return what
-    part_of_set = out.resolve().name.startswith(("images", "labels"))  # of the Decathlon's form
-    return "a data set" if part_of_set and (out.resolve().parent / "dataset.json").exists() else ""
-
-
-def walk_files(folder: Path, passed_over: Callable[[str], bool]) -> Iterator[Path]:
-    """Files at or below a folder, in order, through links to folders, each folder once.
-
-    Files and folders whose name is `passed_over` are left out.
-    """
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        known = real in seen
-        seen.add(real)
-        folders[:] = [] if known else sorted(name for name in folders if not passed_over(name))
-        yield from () if known else (Path(place) / name for name in sorted(files) if not passed_over(name))
-
-
-def follows_links() -> bool:
-    """Whether links may lead out of a folder: MEDTRAIN_FOLLOW_LINKS=1 says so."""
-    return os.environ.get("MEDTRAIN_FOLLOW_LINKS", "") == "1"
-
-
-def escapes(root: Path, path: Path) -> bool:
-    """Whether links lead out of `root` from a path that lies in it by its words, and may not."""
-    if follows_links():
-        return False
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-
-
-def stay_inside(folder: Path, path: Path) -> None:
-    """UserError where links lead out of the data folder."""
-    if escapes(folder, path):
-        raise UserError(
-            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
-            "MEDTRAIN_FOLLOW_LINKS=1."
-        )

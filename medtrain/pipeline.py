@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medtrain.errors import Failed, UserError
-from medtrain.processes import Watch
+from medtrain.processes import Watch, signals_wait
 
 
 def options(batch: int, workers: int, threads: int, device: torch.device | None) -> dict[str, Any]:
@@ -70,7 +70,8 @@ class Loader:
     """Iterates over a pipeline's batches; an error of the source names the case, a dead worker ends the wait for it."""
 
     def __init__(self, pipe: Any, names: list[str], gpu: bool = False):
-        self._iterator = _endless(pipe, names)
+        with signals_wait():  # it starts the workers
+            self._iterator = _endless(pipe, names)
         self._kept = BatchHolder() if gpu else None
         self._watch = Watch(getattr(getattr(pipe._py_pool, "pool", None), "_processes", []))
 

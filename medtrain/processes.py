@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def stay_with_parent() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGUSR2 wait for the end of the block, and never reach processes that are started in it: until they
+    `stay_with_parent` they would die of them, with tracebacks. Not SIGTERM, by which libraries end their children.
+    """
+    resource_tracker.ensure_running()  # started inside it would let the signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR2))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_on_signals() -> None:
@@ -143,7 +156,8 @@ def in_processes(function: Callable[[Any], Any], jobs: Sequence[Any], workers: i
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * max(1, workers):
-                    running.add(pool.submit(function, waiting.pop()))
+                    with signals_wait():  # it may start a process
+                        running.add(pool.submit(function, waiting.pop()))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from medtrain.errors import UserError
-from medtrain.files import read_json, write_text
+from medtrain.files import write_text
+from medtrain.tables import to_csv
 
 HEAD = ["member", "case", "part"]
 RESAMPLES = 1000
@@ -65,32 +65,6 @@ def read_rows(path: Path, needs: Sequence[str] = ()) -> list[CaseRow]:
         raise UserError(f"{path} is absent or not a table of case rows: train or finish the run again.") from None
 
 
-def read_done(path: Path, **kinds: Any) -> dict[str, Any]:
-    """Read a run's done.json, whose entries must be of these types; raises UserError."""
-    done = read_json(path)
-    for name, kind in kinds.items():
-        if not isinstance(done.get(name), kind):
-            raise UserError(f"{path} is damaged ({name}): remove it, and train that run to its end again.")
-    return done
-
-
-def is_done(run: Path) -> bool:
-    """Whether a member has left all that the tables need."""
-    return (run / "done.json").is_file() and (run / "cases.csv").is_file()
-
-
-def why_missing(run: Path) -> str:
-    """What a member that is not done says of itself."""
-    failed = run / "failed.json"
-    return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
-
-
-def check_trained_on(run: Path, cache: Any) -> None:
-    """UserError where a run's data were not what a cache holds."""
-    if read_json(run / "cache.json").get("fingerprint") != cache.fingerprint:
-        raise UserError(f"{run} was trained on other data than {cache.path} holds: train it again elsewhere.")
-
-
 def means(rows: Iterable[CaseRow]) -> dict[str, float]:
     """The mean of each score over rows, of those scores that every row has; empty for no rows."""
     taken = list(rows)
@@ -113,33 +87,3 @@ def intervals(rows: Sequence[CaseRow], names: Sequence[str]) -> dict[str, tuple[
     found = bootstrap((values_NS,), np.mean, axis=0, n_resamples=RESAMPLES, confidence_level=0.95,
                       method="percentile", rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
     return {name: (float(a), float(b)) for name, a, b in zip(names, found.low, found.high, strict=True)}
-
-
-def to_csv(lines: Iterable[Sequence[object]]) -> str:
-    """Lines as CSV text."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()
-
-
-def to_markdown(lines: Sequence[Sequence[object]], foot: Sequence[str] = ()) -> str:
-    """Lines as a Markdown table, the first being its head; numbers to the right; notes below."""
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    right = [all(_is_number(line[i]) for line in cells[1:]) for i in range(len(cells[0]))]
-
-    def show(line: Sequence[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
-    text = "\n".join([show(cells[0]), rule, *map(show, cells[1:])]) + "\n"
-    return text + "".join(f"\n{note}\n" for note in foot)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.partition(" (")[0])  # an interval may stand behind it
-    except ValueError:
-        return text in ("", "–")
-    return True

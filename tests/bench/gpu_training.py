@@ -18,7 +18,7 @@ from rivals import fresh_peak, synchronize
 
 def through_engine(recipe: Any, cache: Path, out: Path) -> dict[str, float]:
     """Samples a second, share of time waiting for data and peak memory of the last interval, half of the steps."""
-    from medlaunch.train import run
+    from medlaunch.run import run
 
     fresh_peak()
     run(recipe, cache, out)

@@ -47,7 +47,7 @@ def record(benchmark: str, what: str, value: float, unit: str, *, peer: str = ""
 
 def main() -> None:
     """Print results.csv as a Markdown table."""
-    from medtrain.results import to_markdown
+    from medtrain.tables import to_markdown
 
     with open(RESULTS, newline="", encoding="utf-8") as file:
         print(to_markdown(list(csv.reader(file))))

@@ -20,7 +20,7 @@ from medtrain.lock import InUseError
 HOLD = """
 import sys, time
 from pathlib import Path
-from medlaunch.train import held
+from medlaunch.run import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(1000)

@@ -9,7 +9,7 @@ import pytest
 from launch_helpers import run_main
 
 from medcls.recipes import ClsRecipe
-from medlaunch.train import run
+from medlaunch.run import run
 from medtrain.results import read_rows
 
 

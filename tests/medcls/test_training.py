@@ -13,7 +13,7 @@ from medcls.cache import ImageCache
 from medcls.metrics import arrays, summarize
 from medcls.recipes import RECIPES, ClsRecipe
 from medcls.task import ClsTask
-from medlaunch.train import run
+from medlaunch.run import run
 from medtrain import checkpoint
 from medtrain.distributed import Ranks
 from medtrain.engine import Engine

@@ -13,7 +13,7 @@ import pytest
 from launch_helpers import check_refused, run_main
 
 from medcls.recipes import ClsRecipe
-from medlaunch.train import run
+from medlaunch.run import run
 from medseg import evaluation
 from medseg.labels import KNOWN
 from medseg.metrics import score_case

@@ -15,7 +15,7 @@ import SimpleITK
 import torch
 from launch_helpers import run_main
 
-from medlaunch.train import run
+from medlaunch.run import run
 from medseg import infer, prediction
 from medseg.cache import Cache
 from medseg.cases import CaseFiles

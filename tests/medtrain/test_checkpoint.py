@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medlaunch.train import run
+from medlaunch.run import run
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
 from medtrain.errors import Stopped, UserError

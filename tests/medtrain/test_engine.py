@@ -10,7 +10,7 @@ import torch
 from launch_helpers import run_main, run_script
 from monai.networks.nets import SegResNet
 
-from medlaunch.train import run
+from medlaunch.run import run
 from medseg.cache import Cache
 from medseg.metrics import DICE, HD95
 from medseg.phantom import write_dataset

@@ -13,7 +13,7 @@ from launch_helpers import run_main
 
 from medcls.cache import ImageCache
 from medcls.recipes import ClsRecipe
-from medlaunch.train import run
+from medlaunch.run import run
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint, divergence
 from medtrain.engine import Engine

@@ -30,10 +30,12 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("group", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: bool) -> None:
-    """`group` signals every process at once, as a terminal and SLURM do."""
+@pytest.mark.parametrize(("number", "group", "early"), [
+    *((number, group, False) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) for group in (False, True)),
+    (signal.SIGINT, True, True),
+])  # fmt: skip
+def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: bool, early: bool) -> None:
+    """`group` signals every process at once, as a terminal and SLURM do; `early` while the loader's processes start."""
     command = [sys.executable, str(ROOT / "launch/train.py"), "brats_segresnet_demo", "--cache", str(cache), "--out",
                str(tmp_path / "run"), "--set", "data.crop=32,32,32", "--set", "data.spacing_mm=0", "--set",
                "train.epochs=500", "--set", "train.log_every=1", "--set", "train.workers=2"]  # fmt: skip
@@ -43,9 +45,11 @@ def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: 
     ) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert metrics.stat().st_size
+        while time.monotonic() < deadline:
+            if len(children(process.pid)) >= 3 if early else metrics.exists() and metrics.stat().st_size:
+                break
+            time.sleep(0.05)
+        assert early or metrics.stat().st_size
         family = children(process.pid)
         assert len(family) >= 3
         (os.killpg if group else os.kill)(process.pid, number)
@@ -58,6 +62,25 @@ def test_no_orphans(cache: Path, tmp_path: Path, number: signal.Signals, group: 
     while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+def test_processes_started_while_signals_wait_never_get_them() -> None:
+    code = """
+import os, signal, subprocess, sys
+from medtrain.processes import signals_wait
+child = "import time; print('up', flush=True); time.sleep(1)"
+try:
+    with signals_wait():
+        started = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+        started.stdout.readline()
+        os.killpg(0, signal.SIGINT)
+        print("inside", started.wait())
+except KeyboardInterrupt:
+    print("after")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
+                          start_new_session=True)  # fmt: skip
+    assert done.stdout.split() == ["inside", "0", "after"], done.stderr
 
 
 def test_semaphores_of_dead_processes_are_removed(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from medtrain.errors import UserError, exit_code, out_of_memory
 from medtrain.files import beside, remove_leftovers, replacing, write_json
 from medtrain.progress import Progress, duration
 from medtrain.recipe import Optim, Recipe
-from medtrain.results import CaseRow, intervals, means, read_rows, to_markdown, write_rows
+from medtrain.results import CaseRow, intervals, means, read_rows, write_rows
 from medtrain.schedule import learning_rate
+from medtrain.tables import to_markdown
 from medtrain.tracker import Tracker
 
 
