@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, refuse_twins, usable
+from medtrain.aside import Aside
 from medtrain.errors import UserError
 from medtrain.paths import stay_inside, walk_files
 
@@ -20,11 +21,9 @@ ENDINGS = {
 Files = dict[str, Path]  # by channel, or LABEL
 
 
-def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
+def find_case_folders(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
     """Every case at or below `folder`, by its files' endings: those of one folder whose names begin alike are one case.
-    Labels may be absent.
-
-    A case that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
+    Labels may be absent. Then those that lack a channel, with the reason.
     """
     groups: dict[tuple[Path, str], Files] = {}
     for path in walk_files(folder, lambda name: name.startswith(".")):
@@ -51,15 +50,11 @@ def find_case_folders(folder: Path, aside: list[tuple[str, str]] | None = None) 
             continue
         cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get(LABEL)))
         beginnings.append(beginning)
-    if lacking and aside is None:
-        more = f" (and {len(lacking) - 1} more lack a file)" if len(lacking) > 1 else ""
-        raise UserError(f"{lacking[0][1].removesuffix('.')}{more}.")
-    (aside if aside is not None else []).extend(lacking)
     if len({case.id for case in cases}) < len(cases) == len(set(beginnings)) and all(beginnings):
         # folders within each patient's own, such as anat: the files' names tell who it is
         cases = [replace(case, id=usable(name, case.images[0])) for case, name in zip(cases, beginnings, strict=True)]
     refuse_twins(cases, folder)
-    return cases
+    return cases, lacking
 
 
 def role_of(stem: str) -> tuple[str, str] | None:

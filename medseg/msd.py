@@ -38,7 +38,10 @@ def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
         raise UserError(f"{folder} is not a folder: name the one that holds dataset.json or the BraTS case folders.")
     if (folder / "dataset.json").is_file():
         return _read_msd(folder, label_map)
-    cases = find_case_folders(folder)
+    cases, lacking = find_case_folders(folder)
+    if lacking:
+        more = f" (and {len(lacking) - 1} more lack a file)" if len(lacking) > 1 else ""
+        raise UserError(f"{lacking[0][1].removesuffix('.')}{more}.")
     if not cases:
         raise UserError(f"{folder} holds neither dataset.json nor BraTS case folders (*_flair, *_t1, *_t1ce, *_t2 and "
                         "*_seg): name the data set's own folder.")  # fmt: skip

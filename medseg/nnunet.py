@@ -11,6 +11,7 @@ from typing import Any
 
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, channel_of
 from medseg.labels import LabelMap, from_codes, from_names
+from medtrain.aside import Aside
 from medtrain.errors import UserError
 from medtrain.files import parse_json
 from medtrain.paths import stay_inside
@@ -61,29 +62,27 @@ def labelled_cases(folder: Path, listing: Mapping[str, Any]) -> list[CaseFiles]:
     return cases
 
 
-def scans(folder: Path, aside: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
-    """The scans of a folder such as imagesTs, if it or the one above has nnU-Net's dataset.json; else none.
-
-    One that lacks a channel is a UserError, or goes into `aside`, as case and reason, where that is given.
+def scans(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
+    """The scans of a folder such as imagesTs, if it or the one above has nnU-Net's dataset.json, else none; then those
+    that lack a channel, with the reason.
     """
     for root in (folder, folder.parent):
         listing = _listing(root / LISTING)
         if listing is not None:
             break
     else:
-        return []
-    ending, numbers, cases = _ending(root, listing), _order(root / LISTING, listing), []
+        return [], []
+    ending, numbers = _ending(root, listing), _order(root / LISTING, listing)
+    cases: list[CaseFiles] = []
+    lacking: list[Aside] = []
     for name in _names(folder, ending):
         images = _channels(folder, name, numbers, ending)
         missing = [path for path in images if not path.is_file()]
-        if not missing:
+        if missing:
+            lacking.append((name, f"{missing[0]} is not there: add it or take the scan out."))
+        else:
             cases.append(CaseFiles(name, images, None))
-            continue
-        reason = f"{missing[0]} is not there: add it or take the scan out."
-        if aside is None:
-            raise UserError(reason)
-        aside.append((name, reason))
-    return cases
+    return cases, lacking
 
 
 def _listing(path: Path) -> dict[str, Any] | None:

@@ -32,8 +32,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     `set_aside.csv` in `out`. Where it was cut off, another call goes on. Raises UserError where there is none that can
     be used.
     """
-    aside: list[Aside] = []
-    cases = find_images(place, aside)
+    cases, aside = find_images(place)
     if out.suffix.lower() == ".csv":
         raise UserError(f"{out}: label maps of scans need a folder: give --out DIR.")
     refuse_overwriting(cases, out)
@@ -81,37 +80,28 @@ def _target(case: CaseFiles, out: Path) -> Path:
     return out / f"{case.id}.nii.gz"
 
 
-def find_images(place: Path, aside: list[Aside] | None = None) -> list[CaseFiles]:
+def find_images(place: Path) -> tuple[list[CaseFiles], list[Aside]]:
     """The scans a path names: one 4D file, a folder of them (or its imagesTs), nnU-Net's files of a channel each, or
-    BraTS case folders.
-
-    Case folders that lack a channel go into `aside` where that is given, unless they are all there is.
+    BraTS case folders; then those that lack a channel, with the reason. Raises UserError where there are no others.
     """
     if place.is_file():
-        return [CaseFiles(case_id(place), (place,), None)]
+        return [CaseFiles(case_id(place), (place,), None)], []
     if not place.is_dir():
         raise UserError(f"{place} is not there: give a NIfTI file or a folder of them.")
     for folder in (place, place / "imagesTs"):
         files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES) and path.is_file())
         whole = [path for path in files if not path.name.startswith(".")]
-        cases = _case_folders(folder, aside) if folder == place else []
-        cases = cases or nnunet.scans(folder, aside)
-        if cases:
-            return cases
+        for found in (find_case_folders, nnunet.scans) if folder == place else (nnunet.scans,):
+            cases, lacking = found(folder)
+            if lacking and not cases:
+                raise UserError(lacking[0][1])
+            if cases:
+                return cases, lacking
         for path in whole:
             stay_inside(place, path)
         if whole:
-            return [CaseFiles(case_id(path), (path,), None) for path in whole]
+            return [CaseFiles(case_id(path), (path,), None) for path in whole], []
     raise UserError(f"{place} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")
-
-
-def _case_folders(folder: Path, aside: list[Aside] | None) -> list[CaseFiles]:
-    lacking: list[Aside] = []
-    cases = find_case_folders(folder, lacking)
-    if lacking and (aside is None or not cases):
-        raise UserError(lacking[0][1])
-    (aside if aside is not None else []).extend(lacking)
-    return cases
 
 
 def refuse_overwriting(cases: Sequence[CaseFiles], out: Path) -> None:

@@ -50,7 +50,7 @@ def brats(place: Path, beginning: str, names: tuple[str, ...] = NAMES, seg: str 
 @pytest.fixture
 def case(tmp_path: Path) -> CaseFiles:
     """A good case with all files beside each other, for tests to spoil."""
-    return find_case_folders(brats(tmp_path / "data" / "BraTS_1", "BraTS_1"))[0]
+    return find_case_folders(brats(tmp_path / "data" / "BraTS_1", "BraTS_1"))[0][0]
 
 
 def test_roles_by_names() -> None:
@@ -73,7 +73,8 @@ def test_folders_of_many_forms(tmp_path: Path) -> None:
     brats(tmp_path / "sub-01" / "anat", "sub-01", ("FLAIR", "T1w", "ce-gad_T1w", "T2w"), "_dseg")
     brats(tmp_path / "together", "A")
     brats(tmp_path / "together", "B")
-    cases = find_case_folders(tmp_path)
+    cases, lacking = find_case_folders(tmp_path)
+    assert not lacking
     assert [case.id for case in cases] == ["BraTS20_Training_355", "pat0", "anat", "A", "B"]
     assert all(case.label is not None and case.label.parent == case.images[0].parent for case in cases)
     assert [[path.name for path in case.images] for case in cases][2] == [
@@ -83,14 +84,14 @@ def test_folders_of_many_forms(tmp_path: Path) -> None:
 def test_folders_within_each_patients_own_are_named_by_their_files(tmp_path: Path) -> None:
     for name in ("sub-01", "sub-02"):
         brats(tmp_path / name / "anat", name)
-    assert [case.id for case in find_case_folders(tmp_path)] == ["sub-01", "sub-02"]
+    assert [case.id for case in find_case_folders(tmp_path)[0]] == ["sub-01", "sub-02"]
 
 
 def test_files_of_two_patients_are_not_one_case(tmp_path: Path) -> None:
     place = brats(tmp_path / "BraTS2021_00002", "BraTS2021_00002", seg="")
     (place / "BraTS2021_00002_t1ce.nii.gz").rename(place / "BraTS2021_00004_t1ce.nii.gz")
     with pytest.raises(UserError, match=r"BraTS2021_00002\* has no T1Gd file: .* \(and 1 more lack a file\)"):
-        find_case_folders(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_linked_case_folders_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ def test_linked_case_folders_are_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     brats(tmp_path / "all" / "BraTS_1", "BraTS_1")
     brats(tmp_path / "all" / "BraTS_2", "BraTS_2")
     (tmp_path / "all" / "BraTS_2" / "up").symlink_to(tmp_path / "all")
-    assert [case.id for case in find_case_folders(tmp_path / "all")] == ["BraTS_1", "BraTS_2"]
+    assert [case.id for case in find_case_folders(tmp_path / "all")[0]] == ["BraTS_1", "BraTS_2"]
     chosen = tmp_path / "chosen"
     chosen.mkdir()
     (chosen / "BraTS_1").symlink_to(tmp_path / "all" / "BraTS_1")
@@ -109,7 +110,7 @@ def test_linked_case_folders_are_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="a link that leaves the data folder"):
         find_images(chosen / "scans")
     monkeypatch.setenv("MEDTRAIN_FOLLOW_LINKS", "1")
-    assert [case.id for case in find_case_folders(chosen)] == ["BraTS_1"]
+    assert [case.id for case in find_case_folders(chosen)[0]] == ["BraTS_1"]
 
 
 def test_codings_of_brats_by_year(tmp_path: Path) -> None:

@@ -81,14 +81,16 @@ def test_labels_by_codes_and_by_regions(labels: Any, wanted: Any) -> None:
 
 def test_scans_to_predict(raw: Path, tmp_path: Path) -> None:
     for place in (raw, raw / "imagesTs"):
-        cases = find_images(place)
+        cases, _ = find_images(place)
         assert [case.id for case in cases] == [f"PHANTOM_00{i}" for i in range(5)]
         assert [path.name[-11:-7] for path in cases[0].images] == ["0003", "0000", "0001", "0002"]
     (raw / "imagesTs" / "PHANTOM_001_0002.nii.gz").unlink()
-    aside: list[tuple[str, str]] = []
-    assert len(find_images(raw, aside)) == 4
+    cases, aside = find_images(raw)
+    assert len(cases) == 4
     assert aside[0][0] == "PHANTOM_001"
     assert "PHANTOM_001_0002.nii.gz is not there" in aside[0][1]
+    for n in (0, 2, 3, 4):
+        (raw / "imagesTs" / f"PHANTOM_00{n}_0002.nii.gz").unlink()
     with pytest.raises(UserError, match="take the scan out"):
         find_images(raw)
 
