@@ -1,4 +1,4 @@
-"""Submit a sweep to a cluster: a job that prepares, an array for each recipe, a final job after all of them."""
+"""Submit a sweep to a cluster, or what it lacks; follow it, cancel it."""
 
 import contextlib
 import dataclasses
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medlaunch.arrays import Jobs, check_budget, make_jobs, print_scripts, table
 from medlaunch.follow import follow, show_table
-from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
-from medlaunch.options import DOORS, find_sweep
+from medlaunch.options import find_sweep
 from medlaunch.plan import (
     PLAN,
     Request,
@@ -21,8 +21,6 @@ from medlaunch.plan import (
     read_plan,
     read_recipes,
     read_request,
-    say_slow,
-    slow_without_gpu,
     write_plan,
 )
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
@@ -30,35 +28,9 @@ from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster
 from medslurm.commands import ClusterError
 from medslurm.local import own_folder
-from medslurm.submit import Array
 from medtrain.errors import UserError
 from medtrain.files import read_json
 from medtrain.lock import locked
-from medtrain.recipe import Recipe
-from medtrain.settings import refuse_replay
-from medtrain.tables import to_markdown
-
-HEAD = ("job", "tasks", "at once", "nodes", "processes", "GPUs", "wall time", "GPU-hours", "starts after")
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """What is to be submitted: `arrays` hold the members' TrainJobs."""
-
-    cluster: Cluster
-    prepare: Array | None
-    arrays: Sequence[Array]
-    finish: Array
-
-    @property
-    def all(self) -> list[Array]:
-        """In the order of submission."""
-        return [*([self.prepare] if self.prepare else []), *self.arrays, self.finish]
-
-    @property
-    def gpu_hours(self) -> float:
-        """At most, if nothing is requeued."""
-        return sum(array.gpu_hours(self.cluster) for array in self.all)
 
 
 @contextlib.contextmanager
@@ -90,57 +62,6 @@ def open_cluster(request: Request, known: dict[str, Any] | None = None) -> Clust
     return replace(cluster, throttle=request.throttle or cluster.throttle)
 
 
-def check_slow(recipes: Sequence[Recipe], cluster: Cluster) -> None:
-    """On nodes without GPUs: a note on what takes weeks there, or UserError where nobody wrote that they have none."""
-    where = f"partition {cluster.partition}" if cluster.partition else f"cluster {cluster.name}"
-    slow = slow_without_gpu(recipes)
-    if slow and cluster.name == HERE and os.environ.get("MEDTRAIN_ALLOW_CPU") != "1":
-        raise UserError(f"{slow[0]} wants a GPU, and {where} has none: sbatch -p PARTITION with GPUs, name a "
-                        "--cluster, or let it train on CPUs with MEDTRAIN_ALLOW_CPU=1.")  # fmt: skip
-    say_slow(recipes, f"{where} has no GPUs")
-
-
-def make_jobs(out: Path, plan: dict[str, Any], recipes: Sequence[Recipe], missing: set[str], cluster: Cluster,
-              prepare: bool) -> Jobs:  # fmt: skip
-    """The jobs that are needed for the missing members."""
-    request = read_request(plan)
-    if not cluster.gpus_per_node and any(recipe.train.compile == "replay" for recipe in recipes):
-        refuse_replay(f"nodes of {cluster.name} have no GPU")
-    if not cluster.gpus_per_node:
-        check_slow(recipes, cluster)
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in out.name)[:40] or "sweep"
-    arrays = []
-    time_s = 60 * (minutes(cluster.time) or 0)
-    for recipe_name in dict.fromkeys(recipe.name for recipe in recipes):
-        mine = [(r, m["folder"]) for r, m in zip(recipes, plan["members"], strict=True)
-                if r.name == recipe_name and m["folder"] in missing]  # fmt: skip
-        if mine:
-            array = Array(f"{name}-{recipe_name}", [], request.nodes, request.processes, throttle=cluster.throttle)
-            gpus = array.gpus_per_node(cluster)
-            calls = [TrainJob(r.to_json(), str(out / plan["cache"]), str(out / f), cluster.signal_s, time_s, gpus)
-                     for r, f in mine]  # fmt: skip
-            arrays.append(replace(array, calls=calls))
-    before = Array(f"{name}-prepare", [PrepareJob(str(out))], gpus=False)
-    last = Array(f"{name}-finish", [], gpus=DOORS[plan["task"]].FINISH_ON_GPU)
-    final = FinishJob(str(out), request.weights, last.gpus_per_node(cluster))
-    return Jobs(cluster, before if prepare else None, arrays, replace(last, calls=[final]))
-
-
-def table(jobs: Jobs) -> str:
-    """The plan as a table."""
-    lines: list[list[object]] = []
-    for array in jobs.all:
-        tasks = len(array.calls)
-        waits = "the members, however they ended" if array is jobs.finish else (
-            "prepare has succeeded" if jobs.prepare and array is not jobs.prepare else "")  # fmt: skip
-        hours = f"{array.gpu_hours(jobs.cluster):g}"
-        lines.append([array.name, tasks, min(array.throttle or tasks, tasks), array.nodes, array.processes,
-                      array.gpus_per_node(jobs.cluster), array.on(jobs.cluster).time, hours, waits])  # fmt: skip
-    members = sum(len(array.calls) for array in jobs.arrays)
-    total = f"{members} members, at most {jobs.gpu_hours:g} GPU-hours if none is requeued."
-    return to_markdown([HEAD, *lines], [total])
-
-
 def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max_gpu_hours: float | None = None,
         following: bool = False, every_s: float = 10.0) -> int:  # fmt: skip
     """Plan and submit a sweep (or, with `resume`, what it lacks), and follow it if asked; returns the exit code."""
@@ -151,9 +72,9 @@ def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max
         plan = _plan(out, request, resume)
         cluster = open_cluster(read_request(plan), plan.get("cluster"))
         if dry_run:
-            jobs = _needed(out, plan, cluster, read_jobs(out), _live_if_known(out))
-            _print_dry(jobs, out)
-            _budget(jobs, max_gpu_hours)
+            jobs = Submission(out, plan, cluster, read_jobs(out), _live_if_known(out)).jobs()
+            print_scripts(jobs, out)
+            check_budget(jobs, max_gpu_hours)
             return 0
         with locked(out, "submitting this sweep"):
             submitted = read_jobs(out)
@@ -165,12 +86,13 @@ def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max
                     f"{out} has jobs that wait or run ({some}): look with launch/status.py, go on with --resume {out}, "
                     "or give another --out."
                 )
-            jobs = _needed(out, plan, cluster, submitted, live)
-            if not jobs.arrays and not _needs_finish(out, live, submitted):
+            found = Submission(out, plan, cluster, submitted, live)
+            jobs = found.jobs()
+            if not jobs.arrays and not found.needs_finish:
                 running = sum(job.kind == "train" for job in submitted if job.job in live)
                 print(f"nothing is missing in {out}" + (f", {running} members wait or run" if running else ""))
             else:
-                _submit_checked(out, plan, jobs, submitted, live, max_gpu_hours)
+                found.submit(jobs, max_gpu_hours)
                 waits = True
     if not waits:
         return _finished(out, plan)
@@ -186,28 +108,11 @@ def _live_if_known(out: Path) -> set[str]:
         return set()
 
 
-def _needed(out: Path, plan: dict[str, Any], cluster: Cluster, submitted: Sequence[Submitted], live: set[str]) -> Jobs:
-    missing = _missing(out, plan, submitted, live)
-    prepare = bool(missing) and not _is_prepared(out, live)
-    return make_jobs(out, plan, read_recipes(plan, out), missing, cluster, prepare=prepare)
-
-
-def _submit_checked(out: Path, plan: dict[str, Any], jobs: Jobs, submitted: Sequence[Submitted], live: set[str],
-                    max_gpu_hours: float | None) -> None:  # fmt: skip
-    print(table(jobs), flush=True)
-    _budget(jobs, max_gpu_hours)
-    for array in jobs.all:
-        submit.check(jobs.cluster, array, out / "jobs")
-    own_folder(out / "jobs")
-    write_plan(out, {**plan, "cluster": dataclasses.asdict(jobs.cluster)})
-    before = len(submitted)
-    try:
-        _submit(out, jobs, submitted, live)
-    except ClusterError as error:
-        if len(read_jobs(out)) == before:
-            raise
-        words = f"{error} What was submitted before that stays; once mended, --resume {out} submits the rest."
-        raise ClusterError(words) from None
+def _finished(out: Path, plan: dict[str, Any]) -> int:
+    if not (out / "table.md").is_file():
+        return 0
+    show_table(out, plan)
+    return 3 if read_json(out / "finish.json").get("missing") else 0
 
 
 def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
@@ -234,51 +139,92 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
     return plan
 
 
-def _missing(out: Path, plan: dict[str, Any], submitted: Sequence[Submitted], live: set[str]) -> set[str]:
-    jobs = latest(submitted, "train")
-    return {
-        member.folder
-        for member in standings(out, plan, {})
-        if member.state != "done" and not (member.folder in jobs and jobs[member.folder].job in live)
-    }
+@dataclass(frozen=True)
+class Submission:
+    """A sweep's folder as a submission finds it: every job so far, and which of them wait or run."""
 
+    out: Path
+    plan: dict[str, Any]
+    cluster: Cluster
+    submitted: Sequence[Submitted]
+    live: set[str]
 
-def _needs_finish(out: Path, live: set[str], submitted: Sequence[Submitted]) -> bool:
-    final = latest(submitted, "finish").get("")
-    if final and final.job in live:
-        return False
-    path = out / "finish.json"
-    told = read_json(path) if path.is_file() else {}
-    return told.get("status") != "done" or bool(told.get("missing"))
+    @property
+    def missing(self) -> set[str]:
+        """Folders of members that are neither done nor under way."""
+        jobs = latest(self.submitted, "train")
+        return {
+            member.folder
+            for member in standings(self.out, self.plan, {})
+            if member.state != "done" and not self._lives(jobs.get(member.folder))
+        }
 
+    @property
+    def needs_finish(self) -> bool:
+        """Whether no final job is under way, and none has told of all members."""
+        if self._lives(latest(self.submitted, "finish").get("")):
+            return False
+        path = self.out / "finish.json"
+        told = read_json(path) if path.is_file() else {}
+        return told.get("status") != "done" or bool(told.get("missing"))
 
-def _finished(out: Path, plan: dict[str, Any]) -> int:
-    if not (out / "table.md").is_file():
-        return 0
-    show_table(out, plan)
-    return 3 if read_json(out / "finish.json").get("missing") else 0
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the data are prepared, or will be by a job that is under way."""
+        there = (self.out / "prepared.json").is_file() and any(self.out.glob("*.h5"))
+        return there or self._lives(latest(self.submitted, "prepare").get(""))
 
+    def _lives(self, job: Submitted | None) -> bool:
+        return job is not None and job.job in self.live
 
-def _is_prepared(out: Path, live: set[str]) -> bool:
-    if (out / "prepared.json").is_file() and any(out.glob("*.h5")):
-        return True
-    job = latest(read_jobs(out), "prepare").get("")
-    return bool(job and job.job in live)
+    def jobs(self) -> Jobs:
+        """What is to be submitted."""
+        missing, recipes = self.missing, read_recipes(self.plan, self.out)
+        prepare = bool(missing) and not self.is_prepared
+        return make_jobs(self.out, self.plan, recipes, missing, self.cluster, prepare=prepare)
 
+    def submit(self, jobs: Jobs, max_gpu_hours: float | None = None) -> None:
+        """Check and submit; raises UserError or ClusterError, before anything is submitted wherever that can be."""
+        print(table(jobs), flush=True)
+        check_budget(jobs, max_gpu_hours)
+        for array in jobs.all:
+            submit.check(jobs.cluster, array, self.out / "jobs")
+        own_folder(self.out / "jobs")
+        write_plan(self.out, {**self.plan, "cluster": dataclasses.asdict(jobs.cluster)})
+        try:
+            self._submit(jobs)
+        except ClusterError as error:
+            if len(read_jobs(self.out)) == len(self.submitted):
+                raise
+            words = f"{error} What was submitted before that stays; once mended, --resume {self.out} submits the rest."
+            raise ClusterError(words) from None
 
-def _budget(jobs: Jobs, most: float | None) -> None:
-    if most is not None and jobs.gpu_hours > most:
-        raise UserError(
-            f"the plan takes up to {jobs.gpu_hours:g} GPU-hours, more than --max-gpu-hours {most:g}: "
-            "lower --time, --seeds, --folds or --models."
-        )
+    def _submit(self, jobs: Jobs) -> None:
+        """Submit in order, noting each array at once, so that a crash in between loses no job."""
+        code = snapshot.take(self.out / "code", packages())
+        folder, cluster = self.out / "jobs", jobs.cluster
+        under_way = [job for job in self.submitted if self._lives(job)]
 
+        def note(kind: str, ids: Sequence[str], folders: Sequence[str]) -> None:
+            add_jobs(self.out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
+                                for job, name in zip(ids, folders, strict=True)])  # fmt: skip
+            print(f"submitted {kind}: job {ids[0].split('_')[0]}" + (f", {len(ids)} tasks" if len(ids) > 1 else ""),
+                  flush=True)  # fmt: skip
 
-def _print_dry(jobs: Jobs, out: Path) -> None:
-    print(table(jobs))
-    for array in jobs.all:
-        after = "" if array is jobs.all[0] else "afterany:JOBS" if array is jobs.finish else "afterok:PREPARE"
-        print(f"# ---- {array.name}\n{submit.text(jobs.cluster, array, out / 'jobs', out / 'code' / 'NOW', after)}")
+        first = submit.after("afterok", [job.job for job in under_way if job.kind == "prepare"])
+        if jobs.prepare:
+            ids = submit.submit(cluster, jobs.prepare, folder, code)
+            note("prepare", ids, [""])
+            first = submit.after("afterok", ids)
+        waiting = [job.job for job in under_way if job.kind != "finish"]
+        for array in jobs.arrays:
+            ids = submit.submit(cluster, array, folder, code, first)
+            note("train", ids, [Path(call.out).name for call in array.calls])
+            waiting += ids
+        note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
+        old = latest(self.submitted, "finish").get("")
+        if old and self._lives(old):  # the new one waits for what the old one waited for, too
+            commands.cancel([old.job])
 
 
 def packages() -> dict[str, Path]:
@@ -294,35 +240,6 @@ def packages() -> dict[str, Path]:
 
     modules = (medtrain, medseg, medcls, medlaunch, medslurm, medkernels)
     return {module.__name__: Path(next(iter(module.__path__))) for module in modules}
-
-
-def _submit(out: Path, jobs: Jobs, submitted: Sequence[Submitted], live: set[str]) -> None:
-    """Submit in order, noting each array at once, so that a crash in between loses no job."""
-    code = snapshot.take(out / "code", packages())
-    folder, cluster = out / "jobs", jobs.cluster
-    old = latest(submitted, "finish").get("")
-
-    def note(kind: str, ids: Sequence[str], folders: Sequence[str]) -> None:
-        add_jobs(out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
-                       for job, name in zip(ids, folders, strict=True)])  # fmt: skip
-        print(f"submitted {kind}: job {ids[0].split('_')[0]}" + (f", {len(ids)} tasks" if len(ids) > 1 else ""),
-              flush=True)  # fmt: skip
-
-    first = ""
-    waiting = [job.job for job in submitted if job.job in live and job.kind != "finish"]
-    if jobs.prepare:
-        ids = submit.submit(cluster, jobs.prepare, folder, code)
-        note("prepare", ids, [""])
-        first = submit.after("afterok", ids)
-    else:
-        first = submit.after("afterok", [job.job for job in submitted if job.job in live and job.kind == "prepare"])
-    for array in jobs.arrays:
-        ids = submit.submit(cluster, array, folder, code, first)
-        note("train", ids, [Path(call.out).name for call in array.calls])
-        waiting += ids
-    note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
-    if old and old.job in live:  # the new one waits for what the old one waited for, too
-        commands.cancel([old.job])
 
 
 def cancel(out: Path) -> int:

@@ -19,7 +19,7 @@ import resource, sys, time
 from pathlib import Path
 began = time.perf_counter()
 from medlaunch.plan import Request, make_plan, read_recipes, write_plan
-from medlaunch.remote import make_jobs, table
+from medlaunch.arrays import make_jobs, table
 from medslurm.cluster import read_cluster
 out, data, seeds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 request = Request(sweep="brats_demo", data=data, seeds=seeds, cluster="many", cluster_file=sys.argv[4])
@@ -69,17 +69,19 @@ def showing(out: Path) -> float:
 
 def submitting(out: Path, clusters: Path) -> tuple[float, int, float, Counter[str]]:
     """(seconds to submit, calls of sbatch, seconds until all have ended, how many ended how)."""
-    from medlaunch import remote
+    from medlaunch.arrays import make_jobs
     from medlaunch.plan import read_plan, read_recipes
+    from medlaunch.remote import Submission
     from medlaunch.report import read_jobs, standings
     from medslurm import commands
     from medslurm.cluster import read_cluster
 
     plan = read_plan(out)
     folders = {m["folder"] for m in plan["members"]}
-    jobs = remote.make_jobs(out, plan, read_recipes(plan, out), folders, read_cluster("many", clusters), prepare=False)
+    cluster = read_cluster("many", clusters)
+    jobs = make_jobs(out, plan, read_recipes(plan, out), folders, cluster, prepare=False)
     began = time.perf_counter()
-    remote._submit_checked(out, plan, jobs, [], set(), None)
+    Submission(out, plan, cluster, [], set()).submit(jobs)
     seconds = time.perf_counter() - began
     submitted = read_jobs(out)
     while True:

@@ -74,8 +74,8 @@ def test_one_array_a_recipe_and_a_final_job_after_all(slurm: Path, phantoms: Pat
 
 
 def test_jobs_know_how_many_gpus_they_were_given(slurm: Path, phantoms: Path, tmp_path: Path) -> None:
+    from medlaunch.arrays import make_jobs
     from medlaunch.plan import read_plan, read_recipes
-    from medlaunch.remote import make_jobs
     from medslurm.cluster import Cluster
 
     extra = ("--processes", 2, "--set", "train.batch=2")
