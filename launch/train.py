@@ -10,6 +10,7 @@ from medlaunch.options import DOORS, find_recipe, recipe_names
 from medlaunch.run import is_rank_0, run
 from medtrain.errors import UserError, exit_code
 from medtrain.processes import end_on_signals
+from medtrain.recipe import described
 from medtrain.run_folder import DONE, RECIPE, open_run
 
 
@@ -22,19 +23,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of the recipe"
     )
+    parser.add_argument("--show", action="store_true", help="print the recipe's fields as --set takes them, and end")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="record steps with torch's profiler")
     add_arguments(parser)
     options = parser.parse_args(argv)
     end_on_signals()
+    recipe = find_recipe(options.recipe).override(options.set)
+    if options.show:
+        lines = described(recipe)
+        width = max(len(line) for line, _ in lines)
+        print("\n".join(f"{line:{width}}  {values}".rstrip() for line, values in lines))
+        return 0
     if options.plan:
-        forecast(find_recipe(options.recipe).override(options.set), options)
+        forecast(recipe, options)
         return 0
     refuse_without_plan(options)
     if options.cache is None or options.out is None:
         parser.error("the following arguments are required: --cache, --out (or --plan)")
     if options.profile < 0:
         raise UserError(f"--profile {options.profile}: give how many steps to record.")
-    recipe = find_recipe(options.recipe).override(options.set)
     if (options.out / DONE).exists() and (options.out / RECIPE).exists():
         open_run(recipe, DOORS[recipe.task].open_cache(options.cache), options.out)
         print(f"{options.out} is done already")

@@ -172,6 +172,39 @@ def flat(recipe: Any) -> dict[str, Any]:
     return values
 
 
+def described(recipe: Recipe) -> list[tuple[str, str]]:
+    """Every field as `override` takes it, with the values that it may have."""
+    lines = []
+    for name, value in flat(recipe).items():
+        *sections, key = name.split(".")
+        owner: Any = recipe
+        for section in sections:
+            owner = getattr(owner, section)
+        if name not in ("name", "task"):
+            item = next(f for f in dataclasses.fields(owner) if f.name == key)
+            lines.append((f"{name}={_text(value)}", _choices(typing.get_type_hints(type(owner))[key], item)))
+    return lines
+
+
+def _text(value: Any) -> str:
+    """A value as `_parse` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _choices(hint: Any, item: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    if hint is bool:
+        return "true, false"
+    least, below, most = (item.metadata.get(key) for key in ("least", "below", "most"))
+    if least is None:
+        return ""
+    ends = [f"at least {least:g}"] + ([f"below {below:g}"] if below < float("inf") else [])
+    return ", ".join(ends + ([f"at most {most:g}"] if most < float("inf") else []))
+
+
 def field_names(value: Any, prefix: str = "") -> list[str]:
     """Every dotted name that `override` takes."""
     names: list[str] = []

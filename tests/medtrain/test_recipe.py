@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+from launch_helpers import run_main
 
 from medcls.recipes import RECIPES as CLS_RECIPES
 from medseg.recipes import RECIPES, SegRecipe
 from medtrain.errors import UserError
+from medtrain.recipe import described, flat
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -12,6 +14,22 @@ def test_json_round_trip(name: str) -> None:
     recipe = RECIPES[name]()
     assert recipe.name == name
     assert SegRecipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *CLS_RECIPES])
+def test_what_is_shown_can_be_set(name: str) -> None:
+    recipe = {**RECIPES, **CLS_RECIPES}[name]()
+    shown = described(recipe)
+    assert {line.partition("=")[0] for line, _ in shown} == set(flat(recipe)) - {"name", "task"}
+    assert recipe.override([line for line, _ in shown]) == recipe
+    told = dict(shown)
+    assert told[f"train.batch={recipe.train.batch}"] == "at least 1, at most 65536"
+    assert told["train.strategy=" + recipe.train.strategy] == "auto, single, ddp, deepspeed"
+
+
+def test_train_shows_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("train", "brats_unetr", "--show", "--set", "data.crop=64,64,96") == 0
+    assert "data.crop=64,64,96 " in capsys.readouterr().out
 
 
 def test_override_is_typed() -> None:
