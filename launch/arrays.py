@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob
-from medlaunch.options import DOORS
 from medlaunch.plan import read_request, say_slow, slow_without_gpu
+from medlaunch.tasks import DOORS
 from medslurm import submit
 from medslurm.cluster import HERE, Cluster, minutes
 from medslurm.submit import Array

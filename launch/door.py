@@ -25,19 +25,19 @@ class Door(Protocol):
         """Names of recipes by the sweep that trains them together."""
 
     @property
-    def WORDS(self) -> str:
+    def SCORE_NOTE(self) -> str:
         """What its scores are."""
 
     @property
-    def MEMORY(self) -> str:
+    def MEMORY_FIELDS(self) -> str:
         """What to lower where memory does not suffice."""
 
     @property
-    def UNUSED(self) -> Mapping[str, object]:
+    def UNUSED_OPTIONS(self) -> Mapping[str, object]:
         """Options of a sweep that mean nothing here, and their defaults."""
 
     @property
-    def SMALL(self) -> str:
+    def CPU_RECIPES(self) -> str:
         """What is made for CPUs."""
 
     @property

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medlaunch.options import door_of_run
+from medlaunch.tasks import door_of_run
 from medtrain.errors import UserError, exit_code
 from medtrain.lock import locked
 from medtrain.run_folder import owner_of

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch.jobs import FinishJob
-from medlaunch.options import DOORS
 from medlaunch.plan import read_plan, read_request
+from medlaunch.tasks import DOORS
 from medtrain.errors import UserError, exit_code
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="of the scans' ensemble (default: as the sweep was asked for)")  # fmt: skip
     options = parser.parse_args(argv)
     plan = read_plan(options.sweep)
-    if options.weights and "weights" in DOORS[plan["task"]].UNUSED:
+    if options.weights and "weights" in DOORS[plan["task"]].UNUSED_OPTIONS:
         raise UserError("--weights is for sweeps of scans: this one has a table of every weighting.")
     weights = options.weights or read_request(plan).weights
     missing = FinishJob(str(options.sweep), weights)()

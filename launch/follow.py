@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medlaunch.options import DOORS
 from medlaunch.plan import read_plan
 from medlaunch.report import Standing, counts, latest, read_jobs, standings
+from medlaunch.tasks import DOORS
 from medslurm import commands
 from medtrain.errors import UserError
 from medtrain.files import read_json

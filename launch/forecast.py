@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from medlaunch.options import DOORS
+from medlaunch.tasks import DOORS
 from medtrain.errors import UserError
 
 GPUS = (1, 8, 64, 512)
@@ -100,7 +100,7 @@ def say_memory(recipe: Any, sizes: Any, place: Any, options: argparse.Namespace)
     if largest:
         print(f"{words} {largest}, which is train.batch={largest * ranks * recipe.train.accumulate}")
     else:
-        print(f"{words} none; lower {DOORS[recipe.task].MEMORY.split(' or ')[-1]}")
+        print(f"{words} none; lower {DOORS[recipe.task].MEMORY_FIELDS.split(' or ')[-1]}")
     print("eager mode and no kernels, which need less; processes that load data are not counted")
 
 

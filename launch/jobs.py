@@ -26,8 +26,8 @@ class PrepareJob:
     sweep: str
 
     def __call__(self) -> None:
-        from medlaunch.options import DOORS
         from medlaunch.plan import read_plan, read_recipes, read_request
+        from medlaunch.tasks import DOORS
         from medslurm.job import restart_on_warning, this_job
         from medtrain.files import write_json
 
@@ -79,8 +79,8 @@ class TrainJob:
         return self._train()
 
     def _train(self, stop: Any = None, job: "ThisJob | None" = None) -> dict[str, Any]:
-        from medlaunch.options import read_recipe
         from medlaunch.run import held, is_rank_0, train
+        from medlaunch.tasks import read_recipe
         from medtrain.errors import Stopped
         from medtrain.lock import InUseError
 
@@ -252,9 +252,9 @@ class FinishJob:
     gpus: int = 0
 
     def __call__(self) -> int:
-        from medlaunch.options import DOORS
         from medlaunch.plan import read_plan
         from medlaunch.report import settle
+        from medlaunch.tasks import DOORS
         from medslurm.job import restart_on_warning, this_job
         from medtrain.errors import UserError
         from medtrain.files import read_json, write_json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medlaunch.options import DOORS, find_recipe, find_sweep, read_recipe
+from medlaunch.tasks import DOORS, find_recipe, find_sweep, read_recipe
 from medtrain.errors import UserError
 from medtrain.files import read_json, write_json
 from medtrain.paths import escapes
@@ -64,7 +64,7 @@ class Request:
 def check_early(recipes: Sequence[Recipe], request: Request) -> None:
     """Refuse what needs no data to be seen, before hours of preparation or of waiting in a queue."""
     door = find_sweep(request.sweep)
-    for name, default in door.UNUSED.items():
+    for name, default in door.UNUSED_OPTIONS.items():
         if getattr(request, name) != default:
             raise UserError(f"--{name.replace('_', '-')} means nothing for {request.sweep}: leave it out.")
     door.check_early(recipes)
@@ -80,7 +80,7 @@ def slow_without_gpu(recipes: Sequence[Recipe]) -> list[str]:
 def say_slow(recipes: Sequence[Recipe], why: str) -> None:
     """Print a note where recipes that want a GPU are to train without, and which ones do not."""
     if slow := slow_without_gpu(recipes):
-        smaller = DOORS[recipes[0].task].SMALL
+        smaller = DOORS[recipes[0].task].CPU_RECIPES
         print(f"note: {why}; {listed(slow, 4)} will take days to weeks ({smaller} are for CPUs)", flush=True)
 
 

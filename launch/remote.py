@@ -10,7 +10,6 @@ from typing import Any
 
 from medlaunch.arrays import Jobs, check_budget, make_jobs, print_scripts, table
 from medlaunch.follow import follow, show_table
-from medlaunch.options import find_sweep
 from medlaunch.plan import (
     PLAN,
     Request,
@@ -24,6 +23,7 @@ from medlaunch.plan import (
     write_plan,
 )
 from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
+from medlaunch.tasks import find_sweep
 from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster
 from medslurm.commands import ClusterError

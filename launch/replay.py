@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medlaunch.options import DOORS, recipe_of_run
+from medlaunch.tasks import DOORS, recipe_of_run
 from medtrain.errors import exit_code
 from medtrain.files import read_json
 from medtrain.processes import end_on_signals

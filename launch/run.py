@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlaunch.options import DOORS
+from medlaunch.tasks import DOORS
 from medtrain.errors import Failed, Stopped, UserError, disk_full, out_of_memory
 from medtrain.files import write_json
 from medtrain.lock import PATIENCE_S, locked
@@ -94,7 +94,7 @@ def train(recipe: Recipe, cache: Path, out: Path, stop: Callable[[], bool] | Non
         raise
     except Exception as error:
         # no leaving of the group: the others then learn of the end by the end of this process, after its message
-        raise explained(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY, out) from error
+        raise explained(error, recipe, ranks.rank, engine.step if engine else 0, door.MEMORY_FIELDS, out) from error
     distributed.finish()
     return done
 

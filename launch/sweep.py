@@ -14,7 +14,6 @@ from pathlib import Path
 from medlaunch import remote
 from medlaunch.follow import follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
-from medlaunch.options import find_sweep, sweep_names
 from medlaunch.plan import (
     PLAN,
     Request,
@@ -27,6 +26,7 @@ from medlaunch.plan import (
     write_plan,
 )
 from medlaunch.report import read_jobs
+from medlaunch.tasks import find_sweep, sweep_names
 from medslurm import commands
 from medslurm.local import follow_locally
 from medtrain.errors import UserError, exit_code

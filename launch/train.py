@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch.forecast import add_arguments, forecast, refuse_without_plan
-from medlaunch.options import DOORS, find_recipe, recipe_names
 from medlaunch.run import is_rank_0, run
+from medlaunch.tasks import DOORS, find_recipe, recipe_names
 from medtrain.errors import UserError, exit_code
 from medtrain.processes import end_on_signals
 from medtrain.recipe import described
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = run(recipe, options.cache, options.out, profile=options.profile)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in done["scores"].items())
     if scores and is_rank_0():
-        print(f"{done['cases']} {done['part']} cases, {DOORS[recipe.task].WORDS}: {scores}", flush=True)
+        print(f"{done['cases']} {done['part']} cases, {DOORS[recipe.task].SCORE_NOTE}: {scores}", flush=True)
     return 0
 
 

@@ -16,15 +16,40 @@ if TYPE_CHECKING:
 
 TASK = "multicancer"
 Recipe = ClsRecipe
-WORDS = "scores"
-MEMORY = "train.batch or data.size"  # what to lower where it does not suffice
-UNUSED = {"label_map": "auto", "weights": "equal"}  # options of a sweep that mean nothing here, and their defaults
-SMALL = "the demo recipes"  # what is made for CPUs
+SCORE_NOTE = "scores"
+MEMORY_FIELDS = "train.batch or data.size"  # what to lower where it does not suffice
+UNUSED_OPTIONS = {
+    "label_map": "auto",
+    "weights": "equal",
+}  # of a sweep, with their defaults
+CPU_RECIPES = "the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "UNUSED", "WORDS", "Recipe",
-           "check", "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task",
-           "open_cache", "predict", "prepare", "wants_gpu"]  # fmt: skip
+__all__ = [
+    "CPU_RECIPES",
+    "FINISH_ON_GPU",
+    "MEMORY_FIELDS",
+    "OUTPUTS",
+    "RECIPES",
+    "SCORE_NOTE",
+    "SWEEPS",
+    "TASK",
+    "UNUSED_OPTIONS",
+    "Recipe",
+    "check",
+    "check_early",
+    "evaluate",
+    "example",
+    "expand",
+    "finish",
+    "folder",
+    "look",
+    "make_task",
+    "open_cache",
+    "predict",
+    "prepare",
+    "wants_gpu",
+]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":

@@ -16,15 +16,37 @@ if TYPE_CHECKING:
 
 TASK = "brats"
 Recipe = SegRecipe
-WORDS = "Dice on the original spacing, HD95 in mm"
-MEMORY = "train.batch or data.crop"  # what to lower where it does not suffice
-UNUSED = {"cancers": ()}  # options of a sweep that mean nothing here, and their defaults
-SMALL = "brats_segresnet_2mm and the demo recipes"  # what is made for CPUs
+SCORE_NOTE = "Dice on the original spacing, HD95 in mm"
+MEMORY_FIELDS = "train.batch or data.crop"  # what to lower where it does not suffice
+UNUSED_OPTIONS = {"cancers": ()}  # of a sweep, with their defaults
+CPU_RECIPES = "brats_segresnet_2mm and the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = ["FINISH_ON_GPU", "MEMORY", "OUTPUTS", "RECIPES", "SMALL", "SWEEPS", "TASK", "UNUSED", "WORDS", "Recipe",
-           "check", "check_early", "evaluate", "example", "expand", "finish", "folder", "look", "make_task",
-           "open_cache", "predict", "prepare", "wants_gpu"]  # fmt: skip
+__all__ = [
+    "CPU_RECIPES",
+    "FINISH_ON_GPU",
+    "MEMORY_FIELDS",
+    "OUTPUTS",
+    "RECIPES",
+    "SCORE_NOTE",
+    "SWEEPS",
+    "TASK",
+    "UNUSED_OPTIONS",
+    "Recipe",
+    "check",
+    "check_early",
+    "evaluate",
+    "example",
+    "expand",
+    "finish",
+    "folder",
+    "look",
+    "make_task",
+    "open_cache",
+    "predict",
+    "prepare",
+    "wants_gpu",
+]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":

@@ -17,9 +17,9 @@ from PIL import Image
 from medcls import images
 from medcls.cache import ImageCache, Images, digest, write_images
 from medcls.recipes import RECIPES as CLS_RECIPES
-from medlaunch.options import read_recipe
 from medlaunch.plan import Request, make_plan, read_plan, read_recipes, write_plan
 from medlaunch.report import read_jobs, standings
+from medlaunch.tasks import read_recipe
 from medseg import cache as volumes
 from medseg.cache import Cache
 from medseg.msd import read_dataset

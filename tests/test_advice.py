@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medlaunch.options import find_recipe, recipe_names
+from medlaunch.tasks import find_recipe, recipe_names
 from medtrain.recipe import field_names
 
 ROOT = Path(__file__).resolve().parents[1]

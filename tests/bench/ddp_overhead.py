@@ -59,7 +59,7 @@ def one_rank(strategy: str) -> None:
     """Measure; rank 0 prints."""
     from rivals import compare
 
-    from medlaunch.options import find_recipe
+    from medlaunch.tasks import find_recipe
     from medtrain import distributed
 
     ranks = distributed.start(300)

@@ -7,7 +7,7 @@ import torch
 from record import record
 from rivals import Batch, compare
 
-from medlaunch.options import find_recipe
+from medlaunch.tasks import find_recipe
 from medtrain.distributed import Ranks
 from medtrain.estimate import Example
 

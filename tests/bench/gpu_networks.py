@@ -14,7 +14,7 @@ from record import record
 from rivals import fresh_peak, synchronize
 
 from medkernels.measurement import asked
-from medlaunch.options import find_recipe
+from medlaunch.tasks import find_recipe
 from medseg.task import example
 from medtrain.estimate import Place, sizes_of, step_seconds
 from medtrain.graphs import Replay

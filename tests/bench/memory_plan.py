@@ -22,7 +22,7 @@ CASES = {
 
 def recipe_of(name: str, settings: list[str]) -> Any:
     """The recipe, with weights that need no file."""
-    from medlaunch.options import find_recipe
+    from medlaunch.tasks import find_recipe
 
     more = ["model.weights=none"] if name.startswith("multicancer") else []
     return find_recipe(name).override([*settings, *more])
@@ -32,7 +32,7 @@ def predicted(recipe: Any) -> float:
     """GB as the plan tells them."""
     import torch
 
-    from medlaunch.options import DOORS
+    from medlaunch.tasks import DOORS
     from medtrain.estimate import Place, memory_of_rank, process_bytes, sizes_of
     from medtrain.precision import precision_for
 
@@ -47,7 +47,7 @@ def measured(recipe: Any) -> float:
     """GB at the peak of some real optimiser steps in this process."""
     import torch
 
-    from medlaunch.options import DOORS
+    from medlaunch.tasks import DOORS
     from medtrain.estimate import step_seconds
     from medtrain.meter import peak_gb
 

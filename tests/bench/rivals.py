@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlaunch.options import DOORS
+from medlaunch.tasks import DOORS
 from medtrain.distributed import Ranks
 from medtrain.engine import Engine
 from medtrain.estimate import Example

@@ -8,9 +8,9 @@ import pytest
 from conftest import TINY, TINY_IMAGES
 from launch_helpers import run_main
 
-from medlaunch.options import DOORS
 from medlaunch.plan import Request, make_plan, write_plan
 from medlaunch.report import Submitted, add_jobs
+from medlaunch.tasks import DOORS
 
 CLUSTERS = """
 [lab]

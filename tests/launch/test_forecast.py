@@ -9,7 +9,7 @@ import pytest
 import torch
 from launch_helpers import run_main
 
-from medlaunch.options import DOORS, find_recipe
+from medlaunch.tasks import DOORS, find_recipe
 from medtrain.estimate import Place, Sizes, largest_batch, memory_of_rank, sizes_of
 from medtrain.scaling import BUCKET, Links, all_reduce_seconds, step_seconds
 
