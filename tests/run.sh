@@ -16,6 +16,6 @@ export PYTHONFAULTHANDLER=1
 [ $# -eq 0 ] || exec python -m pytest "$@"
 # what takes long waits for other programs, too, and is run alone
 status=0
-python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not slow" || status=$?
-python -m pytest -m slow -rs || status=$?
+python -m pytest -n "${MEDTRAIN_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not slow" --durations=30 || status=$?
+python -m pytest -m slow -rs --durations=15 || status=$?
 exit $status
