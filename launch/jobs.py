@@ -82,15 +82,16 @@ class TrainJob:
         from medlaunch.run import held, is_rank_0, train
         from medlaunch.tasks import read_recipe
         from medtrain.errors import Stopped
+        from medtrain.files import file_stamp
         from medtrain.lock import InUseError
 
         out = Path(self.out)
         failed = out / "failed.json"
-        before = modified(failed)
+        before = file_stamp(failed)
         try:
             with held(out, f"SLURM job {job.raw}" if job else ""):  # the number stays when it is requeued
                 if is_rank_0():
-                    if modified(failed) == before:  # else it is of another rank of this start
+                    if file_stamp(failed) == before:  # else it is of another rank of this start
                         failed.unlink(missing_ok=True)
                     if job:
                         note_start(out, job)
@@ -129,14 +130,6 @@ class TrainJob:
                     time.sleep(SIGNALS_S)
                 job.leave(warned.told)
             raise
-
-
-def modified(path: Path) -> int:
-    """When a file was written last, in nanoseconds; 0 where it is not there."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def check_gpus(asked: int) -> None:

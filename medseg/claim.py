@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medseg.kept import digest, written
+from medseg.kept import digest
 from medtrain.checkpoint import BEST
 from medtrain.errors import UserError
-from medtrain.files import beside, read_json, write_json
+from medtrain.files import beside, file_stamp, read_json, write_json
 from medtrain.run_folder import DONE
 
 NAME = "members.json"
@@ -39,7 +39,7 @@ def claimed(out: Path, runs: Sequence[Path], weights: Sequence[float], codes: st
 def _trained(run: Path) -> Any:
     """What tells a run from another training of the same recipe, wherever its folder lies."""
     done = run / DONE
-    return hashlib.blake2b(done.read_bytes(), digest_size=8).hexdigest() if done.is_file() else written(run / BEST)
+    return hashlib.blake2b(done.read_bytes(), digest_size=8).hexdigest() if done.is_file() else file_stamp(run / BEST)
 
 
 def _write_first(path: Path, value: Any) -> bool:

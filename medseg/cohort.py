@@ -11,12 +11,12 @@ import numpy as np
 from medseg.cache import Cache, read_grid, read_label_map, reference_name
 from medseg.findings import scans_voxels
 from medseg.geometry import Grid
-from medseg.kept import written
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset
 from medseg.preparation import Preparation, in_words
 from medseg.scan import read_scan
 from medtrain.errors import UserError
+from medtrain.files import file_stamp
 from medtrain.recipe import build
 
 
@@ -49,7 +49,7 @@ class ScanCohort:
     def stamp(self, case: str) -> list[Any]:
         """What tells whether a case's files are still the same."""
         files = self._files[case]
-        return [[str(path), *written(path)] for path in (*files.images, files.label) if path]
+        return [[str(path), *file_stamp(path)] for path in (*files.images, files.label) if path]
 
     def read(self, case: str) -> LabelledCase:
         """Prepare a scan as a new one is: the members do not profit from its label's box."""

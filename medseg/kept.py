@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.checkpoint import BEST
+from medtrain.files import file_stamp
 
 Scores = Mapping[str, Mapping[str, float]]  # of every judged member
 
@@ -57,13 +58,4 @@ def digest(value: Any) -> str:
 
 def weights_of(runs: Sequence[Path]) -> list[list[Any]]:
     """Which runs, and which of their weights."""
-    return [[run.name, *written(run / BEST)] for run in runs]
-
-
-def written(path: Path) -> tuple[int, int]:
-    """Size and time of a file; zeros where it is not there."""
-    try:
-        about = path.stat()
-    except OSError:
-        return 0, 0
-    return about.st_size, about.st_mtime_ns
+    return [[run.name, *file_stamp(run / BEST)] for run in runs]

@@ -11,11 +11,12 @@ from medseg import nnunet
 from medseg.brats import find_case_folders
 from medseg.cases import SUFFIXES, CaseFiles, case_id
 from medseg.claim import claimed
-from medseg.kept import Kept, digest, weights_of, written
+from medseg.kept import Kept, digest, weights_of
 from medseg.members import load_members, predict_scan
 from medseg.nifti import Unreadable
 from medtrain.aside import Aside, report
 from medtrain.errors import UserError
+from medtrain.files import file_stamp
 from medtrain.paths import stay_inside
 from medtrain.progress import track
 from medtrain.run_folder import owner_of
@@ -46,14 +47,14 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     codes = members[0].label_map.in_files().in_words()
     with claimed(out, runs, weights, codes):
         kept = Kept(out / KEPT.format(digest(about)), about)
-        todo = [case for case in cases if kept.get(case.id, [_stamp(case), written(_target(case, out))]) is None]
+        todo = [case for case in cases if kept.get(case.id, [_stamp(case), file_stamp(_target(case, out))]) is None]
         if len(todo) < len(cases):
             print(f"{len(cases) - len(todo)} of {len(cases)} scans are predicted already", flush=True)
         for case in track(todo, len(todo), "predict"):
             stamp = _stamp(case)
             try:
                 predict_scan(case, members, weights, out)
-                kept.add(case.id, {}, [stamp, written(_target(case, out))])
+                kept.add(case.id, {}, [stamp, file_stamp(_target(case, out))])
             except Unreadable:  # not the scan's fault
                 raise
             except UserError as error:
@@ -73,7 +74,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
 
 def _stamp(case: CaseFiles) -> list[Any]:
     """What tells whether a scan is still the same."""
-    return [[str(path), *written(path)] for path in case.images]
+    return [[str(path), *file_stamp(path)] for path in case.images]
 
 
 def _target(case: CaseFiles, out: Path) -> Path:

@@ -61,6 +61,15 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of writing of a file, which tell whether it is still the same; zeros where it is not there."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.errors import UserError
-from medtrain.files import beside, parse_json
+from medtrain.files import beside, file_stamp, parse_json
 from medtrain.wording import shown
 
 NAME = "lock.json"
@@ -169,13 +169,6 @@ def _lives(pid: int, started: str) -> bool:
     return True
 
 
-def _touched(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 def _removed_stale(path: Path, ended_s: float, ticket: str) -> bool:
     """Remove a stale lock; False where one of another machine was waited for a moment instead."""
     held = holder(path.parent)
@@ -185,10 +178,10 @@ def _removed_stale(path: Path, ended_s: float, ticket: str) -> bool:
         held["stale"] = True
     if held["stale"] and not held["there"]:
         # by the clock alone, which may have been set: one that is alive touches its lock meanwhile
-        before, ended = _touched(path), time.monotonic() + WATCH_BEATS * BEAT_S
-        while _touched(path) == before and time.monotonic() < ended:
+        before, ended = file_stamp(path), time.monotonic() + WATCH_BEATS * BEAT_S
+        while file_stamp(path) == before and time.monotonic() < ended:
             time.sleep(BEAT_S / 20)
-        held["stale"] = _touched(path) == before
+        held["stale"] = file_stamp(path) == before
     if not held["stale"] and not held["there"] and time.monotonic() < ended_s:
         time.sleep(BEAT_S / 4)
         return False
