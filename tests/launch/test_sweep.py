@@ -138,7 +138,7 @@ def test_members_of_another_split_are_refused(
 ) -> None:
     out = Path(shutil.copytree(sweep[0], tmp_path / "sweep"))
     judged = {row.case for row in read_rows(out / "cases.csv")}
-    monkeypatch.setattr("medtrain.sampling.lot", lambda seed, name: (name in judged, name))  # as another version may
+    monkeypatch.setattr("medtrain.splits.draw_key", lambda seed, name: (name in judged, name))  # as another version may
     assert run_main("finish", out) == 2
     assert "was judged on other cases than its recipe holds out" in capsys.readouterr().err
 
