@@ -20,9 +20,9 @@ HERE = Place(gpu=False, precision="fp32", device=torch.device("cpu"))
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
-        ("brats_segresnet", "data.crop=80,80,80 train.precision=fp32"),
+        ("brats_segresnet", "data.crop=64,64,64 train.precision=fp32"),
         ("brats_unetr", "data.crop=64,64,64"),
-        ("multicancer_densenet201", "train.batch=8"),
+        ("multicancer_densenet201", "train.batch=4"),
     ],
 )
 def test_the_memory_told_is_that_of_real_steps(name: str, setting: str) -> None:
