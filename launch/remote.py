@@ -184,7 +184,7 @@ class Submission:
         return make_jobs(self.out, self.plan, recipes, missing, self.cluster, prepare=prepare)
 
     def submit(self, jobs: Jobs, max_gpu_hours: float | None = None) -> None:
-        """Check and submit; raises UserError or ClusterError, before anything is submitted wherever that can be."""
+        """Check and submit; raises UserError or ClusterError, if possible before anything is submitted."""
         print(table(jobs), flush=True)
         check_budget(jobs, max_gpu_hours)
         for array in jobs.all:

@@ -95,6 +95,8 @@ class ImageCache:
             self._read_columns()
         except hdf5.FAULTS as error:
             self.file.close()
+            if fault := hdf5.system_fault(error):
+                raise UserError(f"{self.path} can not be read ({fault}): see to it, and run this again.") from None
             raise UserError(
                 f"{self.path} is damaged ({shown(error, 80)}): prepare it again under another name."
             ) from None

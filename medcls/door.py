@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medcls.folders import Cancers, choose_cancer
-from medcls.recipes import RECIPES, SWEEPS, ClsModel, ClsRecipe, slug
+from medcls.recipes import RECIPES as RECIPES
+from medcls.recipes import SWEEPS as SWEEPS
+from medcls.recipes import ClsModel, ClsRecipe, slug
 from medtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,38 +20,10 @@ TASK = "multicancer"
 Recipe = ClsRecipe
 SCORE_NOTE = "scores"
 MEMORY_FIELDS = "train.batch or data.size"  # what to lower where it does not suffice
-UNUSED_OPTIONS = {
-    "label_map": "auto",
-    "weights": "equal",
-}  # of a sweep, with their defaults
+UNUSED_OPTIONS = {"label_map": "auto", "weights": "equal"}  # of a sweep, with their defaults
 CPU_RECIPES = "the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = False  # the tables are made of the members' rows
 OUTPUTS = {"table.csv": "table", "tables": "each cancer", "cases.csv": "every image", "audit.csv": "duplicates"}
-__all__ = [
-    "CPU_RECIPES",
-    "FINISH_ON_GPU",
-    "MEMORY_FIELDS",
-    "OUTPUTS",
-    "RECIPES",
-    "SCORE_NOTE",
-    "SWEEPS",
-    "TASK",
-    "UNUSED_OPTIONS",
-    "Recipe",
-    "check",
-    "check_early",
-    "evaluate",
-    "example",
-    "expand",
-    "finish",
-    "folder",
-    "look",
-    "make_task",
-    "open_cache",
-    "predict",
-    "prepare",
-    "wants_gpu",
-]  # fmt: skip
 
 
 def open_cache(path: Path) -> "ImageCache":

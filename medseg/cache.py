@@ -129,6 +129,8 @@ class Cache:
             self._read_facts()
         except hdf5.FAULTS as error:
             self.file.close()
+            if fault := hdf5.system_fault(error):
+                raise UserError(f"{self.path} can not be read ({fault}): see to it, and run this again.") from None
             raise UserError(f"{self.path} is damaged ({shown(error, 80)}): prepare it again.") from None
         self.verifying = verify
         self._verified: set[str] = set()
@@ -230,12 +232,14 @@ class Cache:
             yield case, self.intact(case)
 
     def intact(self, case: str) -> bool:
-        """Whether a case's bytes are those that were written."""
+        """Whether a case's bytes are those that were written; raises UserError where the system can not read them."""
         try:
             group = self._group(case)
             views = ((name, self._view(case, name)) for name in group)
             return bool(checksum((name, view[...]) for name, view in views) == hdf5.attribute(group, "checksum"))
-        except (UserError, StopIteration, *hdf5.FAULTS):
+        except (UserError, StopIteration, *hdf5.FAULTS) as error:
+            if fault := hdf5.system_fault(error):
+                raise UserError(f"{self.path}: case {case} can not be read ({fault}): run this again.") from None
             return False
 
     def fact(self, case: str, name: str) -> Any:

@@ -35,7 +35,7 @@ class LabelledCase:
 
 
 class ScanCohort:
-    """A data folder in MSD or BraTS form, judged on the files' own grids."""
+    """A data folder in MSD, nnU-Net or BraTS form, judged on the files' own grids."""
 
     def __init__(self, folder: Path, label_map: str = "auto"):
         found = read_dataset(folder, label_map)

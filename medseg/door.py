@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.recipes import RECIPES, SWEEPS, SegRecipe
+from medseg.recipes import RECIPES as RECIPES
+from medseg.recipes import SWEEPS as SWEEPS
+from medseg.recipes import SegRecipe
 from medseg.settings import check_network, check_used
 from medtrain.errors import UserError
 
@@ -22,31 +24,6 @@ UNUSED_OPTIONS = {"cancers": ()}  # of a sweep, with their defaults
 CPU_RECIPES = "brats_segresnet_2mm and the demo recipes"  # what is made for CPUs
 FINISH_ON_GPU = True  # the ensemble predicts volumes
 OUTPUTS = {"table.csv": "table", "cases.csv": "every case", "figures": "pictures"}
-__all__ = [
-    "CPU_RECIPES",
-    "FINISH_ON_GPU",
-    "MEMORY_FIELDS",
-    "OUTPUTS",
-    "RECIPES",
-    "SCORE_NOTE",
-    "SWEEPS",
-    "TASK",
-    "UNUSED_OPTIONS",
-    "Recipe",
-    "check",
-    "check_early",
-    "evaluate",
-    "example",
-    "expand",
-    "finish",
-    "folder",
-    "look",
-    "make_task",
-    "open_cache",
-    "predict",
-    "prepare",
-    "wants_gpu",
-]  # fmt: skip
 
 
 def open_cache(path: Path) -> "Cache":

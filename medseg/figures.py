@@ -10,8 +10,8 @@ from medseg.labels import REGIONS, LabelMap
 from medtrain.files import replacing
 from medtrain.results import CaseRow
 
-# Oedema, core, enhancing: told apart with the common colour deficiencies too (Okabe and Ito).
 MARGIN = 3  # pixels around the brain
+# Oedema, core, enhancing: told apart with the common colour deficiencies too (Okabe and Ito).
 COLOURS = {"edema": (86, 180, 233), "core": (230, 159, 0), "enhancing": (204, 60, 60)}
 
 

@@ -149,7 +149,7 @@ def brats_segresnet_2mm() -> SegRecipe:
         name="brats_segresnet_2mm",
         data=VolumeData(crop=(64, 64, 64), spacing_mm=2.0, foreground=0.5, crops_per_case=8, val_fraction=0.0),
         augment=Augment(
-            shift=0.2, scale=0.2, rotate=0.3, degrees=25, zoom=0.2, noise=0.1, blur=0.1, contrast=0.2,
+            shift=0.2, scale=0.2, rotate=0.3, degrees=25.0, zoom=0.2, noise=0.1, blur=0.1, contrast=0.2,
             low_resolution=0.1, gamma=0.2,
         ),
         loss="dice_bce",

@@ -68,7 +68,7 @@ def _dynunet(recipe: SegRecipe) -> None:
 
 
 def _divisible(recipe: SegRecipe, multiple: int) -> None:
-    """The network halves sides until one voxel stands for `multiple` of them."""
+    """Raise UserError where halving sides until a voxel stands for `multiple` of them leaves a rest."""
     name = NETWORKS[recipe.model.name][0]
     for key, sides in (("data.crop", recipe.data.crop), ("evaluate.window", window_of(recipe))):
         if any(side % multiple for side in sides):
@@ -77,7 +77,7 @@ def _divisible(recipe: SegRecipe, multiple: int) -> None:
 
 
 def _more_than_a_voxel(recipe: SegRecipe, multiple: int) -> None:
-    """Instance normalisation needs two voxels at the coarsest level in training."""
+    """Raise UserError where one voxel is left: instance normalisation needs two in training."""
     if all(side == multiple for side in recipe.data.crop):
         name, better = NETWORKS[recipe.model.name][0], f"{2 * multiple},{multiple},{multiple}"
         raise UserError(f"{name} needs a crop of more than {multiple}^3 voxels: --set data.crop={better}, or larger.")

@@ -71,7 +71,7 @@ def replay(run: Path, recipe: Recipe, task: Task, device: torch.device) -> Itera
 
 
 def _case_of(task: Task, stream: Stream, epoch: int, index: int) -> str:
-    """Which training case a sample is of; each case has as many samples in an epoch."""
+    """Which training case a sample is of; an epoch has equally many of each case."""
     cases = task.split.train
     return cases[stream.sample(epoch, index) * len(cases) // stream.length]
 

@@ -1,4 +1,4 @@
-"""How a cache is made: by one process at a time, from finished parts that wait in a folder, and over nothing else."""
+"""How a cache is made: by one process, from finished parts that wait in a folder, and never over another file."""
 
 import shutil
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def parts_of(out: Path) -> Path:
 
 
 def make_once(out: Path, ready: Callable[[], bool], make: Callable[[], None]) -> Path:
-    """Call `make` unless the cache `out` is `ready`, with the folder of its parts locked; then that folder goes. Raises
-    UserError where another process holds it, and what the two raise, which leaves the parts.
+    """Call `make` unless the cache `out` is `ready`, holding the lock of the folder of its parts, which is removed
+    afterwards. Raises UserError where another process holds the lock; errors of `ready` and `make` leave the parts.
     """
     parts = parts_of(out)
     if not ready():
@@ -50,7 +50,7 @@ def existing(out: Path, kind: Callable[[Path], Opened]) -> Opened | None:
 
 
 def say_outdated(out: Path) -> None:
-    """Why a cache that is there is made again."""
+    """Print why an existing cache is made again."""
     print(f"note: {out} is older than the data or the options: it is made again", flush=True)
 
 

@@ -42,8 +42,9 @@ def stay_with_parent() -> None:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGUSR2 wait for the end of the block, and never reach processes that are started in it: until they
-    `stay_with_parent` they would die of them, with tracebacks. Not SIGTERM, by which libraries end their children.
+    """Ctrl-C and SIGUSR2 wait for the end of the block, and never reach processes that are started in it: children that
+    have not yet called `stay_with_parent` would die of them, with tracebacks. SIGTERM, by which libraries end their
+    children, does not wait.
     """
     resource_tracker.ensure_running()  # started inside it would let the signals in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR2))

@@ -1,4 +1,4 @@
-"""Which cases train, choose the checkpoint and judge: pure functions of the cases' names, whatever their order."""
+"""Which cases are for training, for choosing the checkpoint and for testing: pure functions of the set of names."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -46,7 +46,7 @@ class Task(Protocol):
         """What TensorBoard shows of a validation and of its first case, (H,W,3) uint8."""
 
     def epoch_length(self) -> int:
-        """Samples of one epoch, as many of each training case."""
+        """Samples of one epoch, equally many of each training case."""
 
     def loader(self, stream: Stream, device: torch.device) -> Iterator[Any]:
         """An endless iterator of this rank's batches."""

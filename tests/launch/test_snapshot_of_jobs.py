@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
 # What the jobs' callables import, and with it all that a member, its preparation and the final job need.
 LOOK = """
 import json, sys
-import medlaunch.jobs, medlaunch.report, medlaunch.train, medslurm.job, medslurm.submit
+import medlaunch.jobs, medlaunch.report, medlaunch.run, medslurm.job, medslurm.submit
 import medcls.preparation, medcls.table, medcls.task
 import medseg.models, medseg.preparation, medseg.table, medseg.task
 import medtrain.engine, medtrain.zero

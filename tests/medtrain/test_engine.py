@@ -123,7 +123,7 @@ def test_a_run_on_another_split_is_refused(
     run(tiny(), cache, tmp_path / "run")
     (tmp_path / "run" / "done.json").unlink()
     before = json.loads((tmp_path / "run" / "split.json").read_text())["val"]
-    monkeypatch.setattr("medtrain.sampling.lot", lambda seed, name: (name in before, name))  # as another version may
+    monkeypatch.setattr("medtrain.splits.draw_key", lambda seed, name: (name in before, name))  # as another version may
     with pytest.raises(UserError, match="on another split: give another --out"):
         run(tiny(), cache, tmp_path / "run")
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,21 @@ from medtrain.errors import UserError
 from medtrain.recipe import described, flat
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *CLS_RECIPES])
 def test_json_round_trip(name: str) -> None:
-    recipe = RECIPES[name]()
+    recipe = {**RECIPES, **CLS_RECIPES}[name]()
     assert recipe.name == name
-    assert SegRecipe.from_json(recipe.to_json()) == recipe
+    again = type(recipe).from_json(recipe.to_json())
+    assert again == recipe
+    assert again.signature == recipe.signature
+
+
+def test_whole_numbers_in_fields_of_floats_change_no_signature() -> None:
+    plain = RECIPES["brats_segresnet"]()
+    whole = replace(plain, augment=replace(plain.augment, degrees=25, zoom_range=(1, 2)))
+    again = SegRecipe.from_json(whole.to_json())
+    assert again.signature == whole.signature
+    assert again.signature != plain.signature
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *CLS_RECIPES])
@@ -21,6 +32,7 @@ def test_what_is_shown_can_be_set(name: str) -> None:
     recipe = {**RECIPES, **CLS_RECIPES}[name]()
     shown = described(recipe)
     assert {line.partition("=")[0] for line, _ in shown} == set(flat(recipe)) - {"name", "task"}
+    assert recipe.override([line for line, _ in shown]).signature == recipe.signature
     assert recipe.override([line for line, _ in shown]) == recipe
     told = dict(shown)
     assert told[f"train.batch={recipe.train.batch}"] == "at least 1, at most 65536"
