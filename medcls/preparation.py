@@ -37,6 +37,7 @@ class Preparation:
     near_bits: int = NEAR_BITS
     inliers: int = keypoints.INLIERS
     version: int = images.VERSION
+    grouping: int = 2  # raised whenever groups of near-duplicates are drawn otherwise
 
 
 def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = False) -> Path:
@@ -150,7 +151,9 @@ def _near(work: _Work, targets: list[int], digests: list[bytes]) -> np.ndarray:
     same = same_bytes(digests)
     pairs = [np.stack([same, np.arange(len(same))], 1)]
     cancer = np.array([work.data.classes[target][0] for target in targets])
-    unique = same == np.arange(len(same))
+    # copies are looked for within a cancer, so one of equal files stands for them in each
+    within = same_bytes([name.encode() + digest for name, digest in zip(cancer.tolist(), digests, strict=True)])
+    unique = within == np.arange(len(same))
     jobs = [(work.parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
     with Progress(int(unique.sum()), "compare") as progress:
         for count, found in in_processes(_alike, jobs, work.workers, what=f"compared {work.data.root}"):

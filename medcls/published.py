@@ -31,6 +31,8 @@ def read_published(path: Path) -> list[Published]:
         with open(path, newline="", encoding="utf-8") as file:
             added = [Published(row["cancer"], row["member"], row["split"], float(row["accuracy"]), row["source"])
                      for row in csv.DictReader(file)]  # fmt: skip
+        if not all(0 <= one.accuracy <= 1 for one in added):
+            raise ValueError
     except (KeyError, ValueError, TypeError, OSError, csv.Error):
         raise UserError(f"{path} needs the columns cancer, member, split, accuracy (0 to 1), source.") from None
     return [*KNOWN, *added]

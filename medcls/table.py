@@ -53,6 +53,7 @@ class Line:
     note: str = ""
     positive: int | None = None
     failed: bool = False
+    leaked: int | None = None  # of its own test images, where these are not all of the table's
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -129,7 +130,8 @@ def _cancer(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]],
         _check_split(run, rows, splits[recipe.data.fold], cache)
         vals[name] = [row for row in rows if row.part == "val"]
         tests[name] = [replace(row, member=name) for row in rows if row.part == "test"]
-        lines.append(Line(name, tests[name], str(done["epochs"]), _known(done)))
+        leaked = len(leaked_paths(cache, splits[recipe.data.fold]))
+        lines.append(Line(name, tests[name], str(done["epochs"]), _known(done), leaked=leaked))
     missing = [line.member for line in lines if line.failed]
     lines += _spread(lines, members)
     together: list[list[Line]] = []
@@ -241,7 +243,8 @@ def _baseline_rows(cache: ImageCache, recipe: ClsRecipe, split: Split) -> list[C
 
 def _about(line: Line, table: CancerTable) -> list[str]:
     """The cells under ABOUT."""
-    return [str(len(line.rows)) if line.rows else "–", table.split, str(table.leaked), line.epochs, line.note]
+    leaked = table.leaked if line.leaked is None else line.leaked
+    return [str(len(line.rows)) if line.rows else "–", table.split, str(leaked), line.epochs, line.note]
 
 
 def _cells(line: Line, names: Iterable[str]) -> list[str]:

@@ -16,7 +16,9 @@ SPELLINGS = {
     "T1Gd": ("t1gd", "t1ce", "t1c", "t1wgd", "gdt1w", "t1post"),
     "T2w": ("t2", "t2w"),
 }
-NAMED_BY_PATIENT = re.compile(r"(BraTS-[A-Za-z0-9]+-\d+)-\d+|(sub-[A-Za-z0-9]+)(?:_.*)?|(UPENN-GBM-\d+)_\d+")
+NAMED_BY_PATIENT = re.compile(
+    r"(BraTS-[A-Za-z0-9]+-\d+)-\d+|(sub-[A-Za-z0-9]+)(?:_.*)?|(UPENN-GBM-\d+)_\d+|(UCSF-PDGM-\d+)(?:_.*)?"
+)
 
 
 @dataclass(frozen=True)

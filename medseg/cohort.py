@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg.cache import Cache, read_grid, read_label_map, reference_name
-from medseg.findings import scans_voxels
+from medseg.findings import voxel_sizes
 from medseg.geometry import Grid
 from medseg.members import Member, Prepared, preparing
 from medseg.msd import read_dataset
@@ -77,10 +77,10 @@ class CacheCohort:
                 f"{self.origin} was prepared at {ours.spacing_mm:g} mm, the data of {run} at {theirs.spacing_mm:g} mm "
                 "(0: the scans' own spacing): give --data and the folder it was made from."
             )
-        own_mm = scans_voxels(self.cache).get("voxel_mm")
-        if own_mm and theirs.target_mm(own_mm):
+        odd_mm = next((mm for mm in voxel_sizes(self.cache).tolist() if theirs.target_mm(mm)), None)
+        if odd_mm and not theirs.spacing_mm:
             raise UserError(
-                f"{self.origin} has voxels of {in_words(own_mm)}, the training scans of {run} of "
+                f"{self.origin} has voxels of {in_words(odd_mm)}, the training scans of {run} of "
                 f"{in_words(theirs.voxel_mm or ())}: give --data and the folder it was made from."
             )
 

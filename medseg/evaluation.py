@@ -106,7 +106,8 @@ def _rules(cohort: Cohort, count: int) -> str:
     codes = f"label map {cohort.label_map.name}"
     return (
         f"{RULES} Judged on {count} of {len(cohort.ids)} labelled cases of {shown(cohort.origin)} ({codes}). Which "
-        "of them a member has seen before is told by their names."
+        "of them a member has seen before is told by their names, which differ between releases: the Decathlon's cases "
+        "are of BraTS 2016 and 2017, those of UPENN-GBM and UCSF-PDGM are in BraTS 2021, too."
     )
 
 

@@ -42,7 +42,8 @@ def place(default: str, *words: str, **metadata: Any) -> Any:
 class Optim:
     """Optimiser and learning-rate schedule; `clip_norm`, `ema` and `warmup_steps` are off at 0.
 
-    `factor`, `patience` (in validations: `train.validate_every` epochs each) and `min_lr` are `plateau`'s.
+    `factor`, `patience` (in validations: `train.validate_every` epochs each) and `min_lr` are `plateau`'s, which as
+    torch's lowers the rate once `patience` + 1 in a row are no better (Keras: `patience`).
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"

@@ -46,7 +46,7 @@ def split_cases(
         if missing:
             raise ValueError(f"case {missing[0]} is of the same patient as held-out case {case}: hold it out too")
     drawn = sorted(scans.values(), key=lambda group: draw_key(seed, group[0]))
-    tests, rest = _first(drawn, round(test_fraction * len(ids)))
+    tests, rest = _first(drawn, max(1, round(test_fraction * len(ids))) if test_fraction else 0)
     if holdout:
         tests = [case for case in tests if case not in set(holdout)]
         vals = sorted(set(holdout))
@@ -97,8 +97,9 @@ def split_groups(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
 ) -> Split:
-    """Split ids so that no group lies on two sides and every stratum (class) has its share on each, as near as the
-    groups' sizes allow; a pure function of the ids with their groups and strata, whatever their order.
+    """Split ids so that no group lies on two sides and every stratum (class) has about its share on each: groups are
+    taken in a drawn order as long as half of one still fits. A pure function of the ids with their groups and strata,
+    whatever their order.
 
     With `folds` > 1 the test part is fold `fold` of that many, whatever `test_fraction` says: every id is in one.
 

@@ -1,11 +1,12 @@
 """Near-duplicates: every kind of known copy is found, and nothing else is."""
 
 import csv
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from medcls import keypoints
 from medcls.cache import ImageCache
@@ -55,6 +56,19 @@ def test_every_kind_of_copy_is_found_and_nothing_else(tmp_path: Path) -> None:
     for path in cache.ids:
         sources[group[path]].add(truth.get(path, path))
     assert max(map(len, sources.values())) == 1  # no group joins two photographs
+
+
+def test_a_file_under_two_cancers_hides_no_copy(tmp_path: Path) -> None:
+    """Images are compared within a cancer: one that lies under another cancer, too, is still among them."""
+    data = write_dataset(tmp_path / "data", images=4, size=96, seed=4, copies=0)
+    there = data / "Oral Cancer" / "oral_normal"
+    shutil.copy(next((data / "Brain Cancer" / "brain_glioma").iterdir()), there / "same.jpg")
+    ImageOps.mirror(Image.open(there / "same.jpg")).save(there / "mirrored.jpg", quality=95)
+    cache = ImageCache(prepare_folder(data, tmp_path / "c.h5"))
+    near = dict(zip(cache.ids, cache.near.tolist(), strict=True))
+    same = "Oral Cancer/oral_normal/same.jpg"
+    assert near[same] == near["Oral Cancer/oral_normal/mirrored.jpg"]
+    assert sum(group == near[same] for group in near.values()) == 3
 
 
 def test_keypoints_tell_a_moved_copy_from_another_image() -> None:

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from medcls import door, metrics, table
 from medcls.baseline import NAME, histogram_probs
 from medcls.cache import ImageCache
+from medcls.duplicates import leaked_paths
 from medcls.folders import PUBLISHED
 from medcls.published import read_published
 from medcls.recipes import ALL_CANCERS, ClsRecipe, ImageData, slug
@@ -91,6 +92,23 @@ def test_folds_and_seeds(image_cache: Path, tiny_images: Tiny, tmp_path: Path) -
     assert spread.startswith(f"has accuracy {mean:.3f}, standard deviation")
     rows = [row for row in read_rows(place / "cases.csv") if row.member == table.ENSEMBLES[0]]
     assert len({row.case for row in rows}) == len(rows)
+
+
+def test_a_members_line_counts_the_copies_of_its_own_fold(
+    image_cache: Path, tiny_images: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ImageCache(image_cache)
+    folds = [tiny_images("data.folds=3", f"data.fold={fold}", "data.split=random", "data.cancer=Oral Cancer")
+             for fold in range(3)]  # fmt: skip
+    own = [len(leaked_paths(cache, make_split(cache, recipe.data))) for recipe in folds]
+    assert sum(own) > max(own) > 0
+    members = [
+        {**fake_run(tmp_path, cache, recipe, 2.0, n), "label": f"m (fold {n})"} for n, recipe in enumerate(folds)
+    ]
+    table.finish(tmp_path, cache, members)
+    told = {line["member"]: line["duplicates across"] for line in read(tmp_path / "tables/oral_cancer/table.csv")}
+    assert [told[f"m (fold {n})"] for n in range(3)] == [str(count) for count in own]
+    assert told[NAME] == str(sum(own))
 
 
 def test_a_cancers_table(sweep: tuple[Path, ImageCache, list[dict]]) -> None:
@@ -276,6 +294,9 @@ def test_published_numbers_stand_only_beside_the_same_kind_of_split(
     table.finish(place, cache, members)
     assert [name for name, _, _ in drawn["oral_cancer"] if "published" in name] == ["X, as published"]
     assert not any("published" in name for name, _, _ in drawn["brain_cancer"])
+    write_text(place / "published.csv", "cancer,member,split,accuracy,source\nOral Cancer,X,group,99.85,paper\n")
+    with pytest.raises(UserError, match=r"accuracy \(0 to 1\)"):
+        read_published(place / "published.csv")
     write_text(place / "published.csv", "cancer,accuracy\nOral Cancer,high\n")
     with pytest.raises(UserError, match="needs the columns"):
         table.finish(place, cache, members)

@@ -237,6 +237,15 @@ def test_refusals(
     assert sorted((cohort / "labelsTr").iterdir()) == before
 
 
+def test_one_scan_of_other_voxels_in_a_cache_is_enough(
+    runs: list[Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By --data it would be resampled: the two ways must not give two scores."""
+    monkeypatch.setattr("medseg.cohort.voxel_sizes", lambda cache: np.array([[4.0, 4, 4]] * 4 + [[1.0, 1, 5]]))
+    assert run_main("evaluate", "--members", runs[0], "--cache", cache, "--out", tmp_path / "out") == 2
+    assert "has voxels of 1 x 1 x 5 mm" in capfd.readouterr().err
+
+
 def test_a_cohort_of_damaged_cases_leaves_no_table(
     runs: list[Path], cohort: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

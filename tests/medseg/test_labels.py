@@ -50,6 +50,7 @@ def test_scans_of_one_patient_by_their_names() -> None:
     assert patient_of("sub-01_ses-1") == patient_of("sub-01_ses-2_run-3") == patient_of("sub-01") == "sub-01"
     assert patient_of("sub-011_ses-1") != patient_of("sub-01_ses-1")
     assert patient_of("UPENN-GBM-00001_11") == patient_of("UPENN-GBM-00001_21") == "UPENN-GBM-00001"
+    assert patient_of("UCSF-PDGM-0429_nifti") == patient_of("UCSF-PDGM-0429_FU003d_nifti") == "UCSF-PDGM-0429"
     for name in ("subject-01_ses-1", "BRATS_001", "Brats18_TCIA01_378_1", "BraTS2021_00005"):
         assert patient_of(name) == name
 

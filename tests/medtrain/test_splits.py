@@ -13,6 +13,11 @@ def test_split_is_a_pure_function_of_the_set_of_ids() -> None:
     assert sorted(split.train + split.val + split.test) == sorted(ids)
 
 
+def test_a_wanted_test_part_is_never_empty() -> None:
+    assert len(split_cases(["a", "b", "c", "d"], test_fraction=0.1).test) == 1
+    assert split_cases(["a", "b", "c", "d"]).test == ()
+
+
 def numbered(count: int) -> list[str]:
     """Names as data sets have them: alike but for their digits."""
     return [f"BRATS_{n:03}" for n in range(1, count + 1)]
