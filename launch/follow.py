@@ -8,6 +8,7 @@ from medlaunch.plan import read_plan
 from medlaunch.report import Standing, counts, latest, read_jobs, standings
 from medlaunch.tasks import DOORS
 from medslurm import commands
+from medslurm.commands import JobState
 from medtrain.errors import UserError
 from medtrain.files import read_json
 
@@ -30,7 +31,9 @@ def follow(out: Path, every_s: float = 10.0) -> int:
         jobs = read_jobs(out)  # --resume elsewhere may have submitted another final job
         final, ids = latest(jobs, "finish")[""].job, [job.job for job in jobs]
         states, notes = commands.states(ids)
-        for note in notes:
+        others = {kind: latest(jobs, kind).get("") for kind in ("prepare", "finish")}
+        notes += [waiting_words(kind, states.get(job.job)) for kind, job in others.items() if job]
+        for note in filter(None, notes):
             if note not in noted:
                 print(f"note: {note}", flush=True)
                 noted.add(note)
@@ -63,10 +66,24 @@ def show_table(out: Path, plan: dict[str, Any]) -> None:
     print(f"{'curves:':12} tensorboard --logdir {out}", flush=True)
 
 
+# Reasons why a job waits that pass by themselves.
+USUAL = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Priority", "Resources"}
+
+
 def _words(member: Standing) -> str:
     where = f" on {member.node}" if member.state == "running" else ""
-    held = f": {member.slurm}, ask the cluster's staff or `scontrol release`" if "held" in member.slurm.lower() else ""
-    return f"{member.state}{where}{held}{': ' + member.reason if member.reason else ''}"
+    waits = member.slurm.partition("(")[2].removesuffix(")")  # as `report` writes it
+    told = f": {member.slurm}" if waits not in USUAL else ""
+    if "held" in waits.lower():
+        told += ", ask the cluster's staff or `scontrol release`"
+    return f"{member.state}{where}{told}{': ' + member.reason if member.reason else ''}"
+
+
+def waiting_words(kind: str, state: JobState | None) -> str:
+    """What to say of a job that is no member's and waits for something that may never come; else no words."""
+    if state is None or state.state != "PENDING" or state.reason in USUAL:
+        return ""
+    return f"the {kind} job waits ({state.reason}): look with `scontrol show job`"
 
 
 def _say_changes(members: list[Standing], before: dict[str, str]) -> dict[str, str]:

@@ -40,7 +40,7 @@ class PrepareJob:
             failed.unlink(missing_ok=True)
             plan = read_plan(sweep)
             asked = read_request(plan)
-            how = SimpleNamespace(workers=len(os.sched_getaffinity(0)), label_map=asked.label_map, strict=asked.strict)
+            how = SimpleNamespace(workers=own_cpus(), label_map=asked.label_map, strict=asked.strict)
             door = DOORS[plan["task"]]
             recipes = read_recipes(plan, sweep)
             cache = door.open_cache(door.prepare(Path(asked.data), sweep, recipes, how))
@@ -130,6 +130,12 @@ class TrainJob:
                     time.sleep(SIGNALS_S)
                 job.leave(warned.told)
             raise
+
+
+def own_cpus() -> int:
+    """CPUs that this job was given; where SLURM does not bind processes, all of the node's can be seen."""
+    seen = len(os.sched_getaffinity(0))
+    return min(seen, int(os.environ.get("SLURM_CPUS_PER_TASK") or seen))
 
 
 def check_gpus(asked: int) -> None:

@@ -113,7 +113,7 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
     state, reason = _state(slurm, status, job, done, failed, age)
     if state == "lost" and slurm and slurm.state == "FAILED" and not commands.memory_ended(slurm):
         reason = _last_words(sweep, log) or reason
-    waits = f" ({slurm.reason})" if slurm and slurm.state == "PENDING" and slurm.reason else ""
+    waits = f" ({slurm.reason})" if slurm and slurm.active and slurm.state != "RUNNING" and slurm.reason else ""
     left = status.get("left_s")
     return Standing(
         label=member["label"], folder=member["folder"], state=state,
@@ -186,7 +186,9 @@ def _last_words(sweep: Path, log: str) -> str:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 20_000))
             text = file.read().decode("utf-8", "replace")
-        return last_error(text.rsplit("Starting with JobEnvironment", 1)[-1])  # an earlier start's errors are past
+        text = text.rsplit("Starting with JobEnvironment", 1)[-1]  # an earlier start's errors are past
+        shells = re.findall(r"^(?:error: .*|.*(?:not found|No such file or directory))$", text, re.MULTILINE)
+        return last_error(text) or (shells[-1].removeprefix("error: ").strip()[:200] if shells else "")
     except OSError:
         return ""
 

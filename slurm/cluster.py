@@ -27,7 +27,8 @@ class Cluster:
     A member's job gets `gpus_per_node` GPUs at most and `cpus_per_gpu` CPUs for each process; without GPUs (0) that
     many CPUs a process. `mem` is what a job asks for on each of its nodes, whatever its GPUs; `mem_per_gpu` is asked
     for each of them instead. Jobs that need no GPU are described by `without_gpus`.
-    `setup` holds lines of shell that run before Python on the node, `sbatch` further options of sbatch by name.
+    `setup` holds lines of shell that run before Python on the node, `srun` further options of srun, as words, `sbatch`
+    those of sbatch by name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Cluster:
     python: str = ""
     container: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
+    srun: tuple[str, ...] = ()
     sbatch: dict[str, Any] = field(default_factory=dict)
     file: str = field(default="", compare=False)
     lines: dict[str, int] = field(default_factory=dict, compare=False)
@@ -93,10 +95,17 @@ class Cluster:
 
     def setup_lines(self) -> list[str]:
         """Shell lines before Python starts."""
-        lines = [f"module load {shlex.quote(module)}" for module in self.modules]
+        needed = [f"module load {shlex.quote(module)}" for module in self.modules]
         if self.venv and not self.container:
-            lines.append(f". {shlex.quote(_home(self.venv) + '/bin/activate')}")
-        return [*lines, *self.setup]
+            needed.append(f". {shlex.quote(_home(self.venv) + '/bin/activate')}")
+        # submitted from another shell than bash, `module` may be unknown
+        known = ["command -v module >/dev/null || . /etc/profile"] if self.modules else []
+        return [*known, *(f"{line} || {_told(line)}" for line in needed), *self.setup]
+
+
+def _told(line: str) -> str:
+    """Shell that ends the job where a line of it failed, which Python would stumble over much later."""
+    return f'{{ echo {shlex.quote(f"error: `{line}` failed on")} "$(hostname)" >&2; exit 3; }}'
 
 
 def _home(path: str) -> str:

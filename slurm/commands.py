@@ -1,5 +1,6 @@
 """SLURM's programs, called with bounds: what they refuse is passed on in their own words, states are read as values."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,14 @@ from dataclasses import dataclass
 TIMEOUT_S = 60
 # A controller that restarts is back within this; a call is tried so long.
 PATIENCE_S = 60
-ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
-          "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED"}  # fmt: skip
-UNREACHABLE = re.compile("unable to contact|connection refused|socket timed out|unexpected message|communication", re.I)
+# Any other state, known or not, is of a job that still waits or runs: to submit its work again would do it twice.
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+         "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT", "UNKNOWN"}  # fmt: skip
+UNREACHABLE = re.compile(
+    "unable to contact|connection refused|socket timed out|unexpected message|communication|did not answer in|"
+    "zero bytes were transmitted|standby mode", re.I)  # fmt: skip
+# Users' own defaults of these programs: filters of the queue would hide jobs.
+OWN_DEFAULTS = ("SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_")
 SILENT = "squeue does not answer"  # how the note of it begins
 
 
@@ -32,7 +38,7 @@ class JobState:
     @property
     def active(self) -> bool:
         """Whether it still waits or runs."""
-        return self.state in ACTIVE
+        return self.state not in ENDED
 
 
 def call(words: Sequence[str], patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
@@ -42,10 +48,11 @@ def call(words: Sequence[str], patience_s: float = PATIENCE_S) -> subprocess.Com
     if shutil.which(words[0]) is None:
         raise ClusterError(f"{words[0]} is not on PATH: type this on a login node of the cluster, or leave --cluster.")
     end = time.monotonic() + patience_s
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(OWN_DEFAULTS)}
     while True:
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-                                  stdin=subprocess.DEVNULL)  # fmt: skip
+                                  stdin=subprocess.DEVNULL, env=environment)  # fmt: skip
         except subprocess.TimeoutExpired:
             done = subprocess.CompletedProcess(list(words), 1, "", f"{words[0]} did not answer in {TIMEOUT_S} s")
         if done.returncode == 0 or not UNREACHABLE.search(done.stderr) or time.monotonic() > end:
@@ -203,10 +210,17 @@ def config(key: str) -> str:
 
 def partition(name: str) -> dict[str, str]:
     """What the controller says of a partition; raises ClusterError in SLURM's words."""
-    done = call(["scontrol", "-o", "show", "partition", name])
+    done = call(["scontrol", "-a", "-o", "show", "partition", name])  # hidden ones, too
     if done.returncode:
         raise ClusterError(words_of(done))
     return dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair)
+
+
+def nodes_away(name: str) -> int:
+    """How many nodes of a partition are down, drained or in maintenance; 0 where SLURM does not tell."""
+    done = _ask(["sinfo", "-h", "-t", "down,drained,draining,maint", "-o", "%D", *(["-p", name] if name else [])])
+    lines = done.stdout.split() if done and done.returncode == 0 else []
+    return sum(int(line) for line in lines if line.isdigit())
 
 
 def longest(name: str) -> str:

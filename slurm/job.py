@@ -20,6 +20,8 @@ from medslurm import commands
 WARNING, END = "warning", "end"
 # What a step, a validation or a scan may take after the warning before the job is requeued as it is.
 MARGIN_S = 30
+# Longer than SLURM lets a process live after a warning.
+UNTIL_KILLED_S = 3600
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,25 @@ class ThisJob:
             "LOCAL_WORLD_SIZE": str(self.local_world), "MASTER_ADDR": self.nodes[0],
         }  # fmt: skip
 
-    def requeue(self) -> None:
-        """Ask SLURM to run this job again; it refuses where the job is requeued already, for one.
+    def requeue(self) -> bool:
+        """Ask SLURM to run this job again, while the controller is away until SLURM ends this process; whether it is
+        taken. It refuses where the job is requeued already, for one.
 
         By name: the last task of an array has the array's own number, which would requeue all of its tasks.
         """
         words = ["scontrol", "requeue", self.name]
         try:
-            done = commands.call(words, patience_s=30)  # the controller may be restarting
+            done = commands.call(words, patience_s=UNTIL_KILLED_S)
         except commands.ClusterError:  # inside a container: the batch script outside asks (see `submit.after_srun`)
             Path(os.environ["SUBMITIT_FOLDER"], f".requeue-{self.raw}").touch()
-            return
+            return True
         if done.returncode:
-            print(f"{' '.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+            why = commands.words_of(done)
+            print(f"error: SLURM does not requeue job {self.name} ({why}): --resume goes on with what is missing",
+                  file=sys.stderr, flush=True)  # fmt: skip
         else:
             print(f"requeued job {self.name}", flush=True)
+        return done.returncode == 0
 
     def taken(self) -> bool:
         """Whether SLURM is taking this job away, for another one or at its time limit, rather than cancelling it."""
@@ -79,16 +85,17 @@ class ThisJob:
         """End this process after `told`: WARNING, END, or "" where another rank was told first.
 
         Rank 0 has the job requeued after a warning, and where TERM meant a preemption (in its grace time SLURM requeues
-        nothing that ends by itself) or a time limit (its warning may come before Python listens). The others end at
-        once and with status 0: a status would make srun kill rank 0 before it has saved and asked, and libraries may
-        wait for a network that is no more.
+        nothing that ends by itself) or a time limit (its warning may come before Python listens); refused, it ends with
+        status 1, or jobs that wait for its success would start. The others end at once and with status 0: a status
+        would make srun kill rank 0 before it has saved and asked, and libraries may wait for a network that is no more.
         """
-        again = self.is_main and (told != END or self.taken())
-        if again:
-            self.requeue()
+        status = 0
+        if self.is_main:
+            again = told != END or self.taken()
+            status = (0 if self.requeue() else 1) if again else 143
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0 if again or not self.is_main else 143)
+        os._exit(status)
 
 
 def this_job() -> ThisJob | None:

@@ -64,8 +64,7 @@ def executor(cluster: Cluster, array: Array, folder: Path, code: Path, after: st
         "gpus_per_node": typed if gpus and cluster.gpus_as == "gpus-per-node" else None,
         "dependency": after or None, "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True, "wckey": None,
         "array_parallelism": array.throttle or max(1, len(array.calls)),
-        # srun of today does not take over the CPUs that sbatch was told; one dead process must end the others
-        "srun_args": [f"--cpus-per-task={cluster.cpus_per_gpu}", "--kill-on-bad-exit=1"],
+        "srun_args": _srun(cluster),
         "setup": [*cluster.setup_lines(), *_environment(cluster, code)], "teardown": after_srun(folder),
         "additional_parameters": more,
     }  # fmt: skip
@@ -87,8 +86,19 @@ def _kind() -> Any:
     return Executor
 
 
+def _srun(cluster: Cluster) -> list[str]:
+    return [
+        f"--cpus-per-task={cluster.cpus_per_gpu}",  # srun of today does not take over what sbatch was told
+        "--kill-on-bad-exit=1",  # one dead process must end the others
+        "--wait=0",  # but one that ended well leaves rank 0 the time to save
+        "--export=ALL",  # whatever a site or user has sbatch export: what the script sets must reach Python
+        *cluster.srun,
+    ]
+
+
 def _environment(cluster: Cluster, code: Path) -> list[str]:
     return [
+        *(["export PYTHONNOUSERSITE=1"] if cluster.container else []),  # not the packages of ~/.local, but the image's
         f"export PYTHONPATH={shlex.quote(str(code))}",
         "export PYTHONSAFEPATH=1",  # else the folder that sbatch was typed in comes before PYTHONPATH
         f"export OMP_NUM_THREADS={cluster.cpus_per_gpu}",
@@ -99,7 +109,8 @@ def after_srun(folder: Path) -> list[str]:
     """Shell after the job: requeue it where it could not ask itself, and end as it ended."""
     mark = f"{shlex.quote(str(folder))}/.requeue-$SLURM_JOB_ID"
     name = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
-    return ["status=$?", f'if [ -e {mark} ]; then rm -f {mark}; scontrol requeue "{name}"; fi', "exit $status"]
+    ask = f'scontrol requeue "{name}" || status=1'
+    return ["status=$?", f"if [ -e {mark} ]; then rm -f {mark}; {ask}; fi", "exit $status"]
 
 
 def text(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> str:
@@ -128,10 +139,13 @@ def check(cluster: Cluster, array: Array, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         script = Path(place) / "try.sh"
         script.write_text(text(cluster, first, folder, folder), encoding="utf-8")
-        with _clean():
+        with _clean(asked):
             done = commands.call(["sbatch", "--test-only", str(script)])
     if done.returncode:
         words = commands.words_of(done)
+        if "configuration is not available" in words and (away := commands.nodes_away(asked.partition)):
+            print(f"note: {array.name}: no node that is up has what it asks for, {away} are down or drained: it waits")
+            return
         raise ClusterError(f"{cluster.where(_to_blame(words, cluster, array))}: SLURM says: {words}.")
 
 
@@ -165,7 +179,7 @@ def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str 
     jobs: list[str] = []
     for part in parts:
         made = executor(cluster, replace(array, calls=part, throttle=share), folder, code, after)
-        with _clean():
+        with _clean(array.on(cluster)):
             jobs += [job.job_id for job in _retried(made, part)]
     return jobs
 
@@ -188,14 +202,20 @@ def _retried(made: Any, calls: Sequence[Callable[[], Any]]) -> list[Any]:
             time.sleep(5)
 
 
+# Variables of sbatch that would override what a job's own script says.
+SCRIPTS_OWN = ("ARRAY_INX", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
+
+
 @contextlib.contextmanager
-def _clean() -> Iterator[None]:
-    """Without the variables of the batch job that this may be typed in."""
+def _clean(asked: Cluster) -> Iterator[None]:
+    """Without the variables of the batch job that this may be typed in, or those that would override what is asked."""
     import submitit
 
-    kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}  # where the controller is
+    kept = {key: os.environ[key] for key in ("SLURM_CONF", "SLURM_CLUSTERS") if key in os.environ}  # which controller
     if "SLURM_JOB_ID" not in os.environ:  # on a login node SBATCH_ACCOUNT and the like are the user's own
-        kept |= {key: value for key, value in os.environ.items() if key.startswith("SBATCH_")}
+        told = [name for name in ("account", "constraint", "partition", "qos") if getattr(asked, name)]
+        ours = {f"SBATCH_{name.upper()}" for name in (*SCRIPTS_OWN, *told)}
+        kept |= {key: value for key, value in os.environ.items() if key.startswith("SBATCH_") and key not in ours}
     with submitit.helpers.clean_env():
         os.environ.update(kept)
         yield

@@ -1,10 +1,12 @@
 """Stand-ins of SLURM's programs for fast tests: `install(folder)` makes a bin folder of them.
 
-They answer from files that a test writes beside it (squeue.txt, sacct.txt, scontrol_job.txt, refuse.txt) and note every
-call in calls.jsonl; a file `down` makes them fail as when the controller is down, once for each byte in it.
+They answer from files that a test writes beside it (squeue.txt, sacct.txt, scontrol_job.txt, refuse.txt,
+refuse_test.txt for --test-only alone, refuse_requeue.txt) and note every call in calls.jsonl, its environment in
+environment.jsonl; a file `down` makes them fail as when the controller is down, once for each byte in it.
 """
 
 import json
+import os
 import re
 import stat
 import sys
@@ -31,6 +33,12 @@ def calls(folder: Path, program: str) -> list[list[str]]:
     return [words[1:] for words in lines if words[0] == program]
 
 
+def environment(folder: Path, program: str) -> dict[str, str]:
+    """What the last call of a program saw."""
+    lines = [json.loads(line) for line in (folder / "environment.jsonl").read_text().splitlines()]
+    return dict([seen for name, seen in lines if name == program][-1])
+
+
 def scripts(folder: Path) -> list[str]:
     """What sbatch was given, in order."""
     return [path.read_text() for path in sorted(folder.glob("script_*.sh"))]
@@ -48,7 +56,8 @@ def sbatch(folder: Path, words: list[str]) -> int:
     if refuse.exists():
         return fail(f"sbatch: error: {refuse.read_text()}")
     if "--test-only" in words:
-        return 0
+        test = folder / "refuse_test.txt"
+        return fail(f"sbatch: error: {test.read_text()}") if test.exists() else 0
     number = 100 + len(list(folder.glob("script_*.sh")))
     (folder / f"script_{number}.sh").write_text(Path(words[-1]).read_text())
     print(f"Submitted batch job {number}")
@@ -58,10 +67,11 @@ def sbatch(folder: Path, words: list[str]) -> int:
 def scontrol(folder: Path, words: list[str]) -> int:
     """Partitions, the configuration, jobs, requeue."""
     if words[:1] == ["requeue"]:
-        return 0
+        refuse = folder / "refuse_requeue.txt"
+        return fail(refuse.read_text()) if refuse.exists() else 0
     kind = words[words.index("show") + 1]
     if kind == "partition":
-        if words[-1] == "absent":
+        if words[-1] == "absent" or (words[-1] == "hidden" and "-a" not in words):
             return fail("slurm_load_partitions: Invalid partition name specified")
         print(f"PartitionName={words[-1]} MaxTime=1-00:00:00 State=UP")
     elif kind == "config":
@@ -87,6 +97,8 @@ def main() -> int:
     folder, name, words = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     with open(folder / "calls.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps([name, *words]) + "\n")
+    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps([name, dict(os.environ)]) + "\n")
     down = folder / "down"
     if down.exists() and down.stat().st_size:
         down.write_bytes(down.read_bytes()[1:])

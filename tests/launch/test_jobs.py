@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from medlaunch import jobs
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob, note_failure, note_start, note_stuck, reason_of
 from medlaunch.plan import Request, make_plan, write_plan
 from medslurm.job import ThisJob
@@ -108,3 +109,11 @@ def test_a_job_that_asked_for_gpus_does_not_work_on_a_cpu(tmp_path: Path, monkey
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
     with pytest.raises(UserError, match="no recipe of this program"):
         TrainJob("{}", "none.h5", str(run), gpus=2)._train()
+
+
+def test_a_job_takes_no_more_cpus_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(128)))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    assert jobs.own_cpus() == 6
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    assert jobs.own_cpus() == 128

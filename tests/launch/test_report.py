@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from launch_helpers import ROOT, run_main
 
-from medlaunch import report
+from medlaunch import follow, report
 from medlaunch.plan import Request, make_plan, write_plan
 from medlaunch.report import Submitted, add_jobs, settle, standings
 from medslurm.commands import JobState
@@ -137,6 +137,39 @@ def test_the_final_job_gives_silent_members_a_reason(
     assert "never reported" in reason(7)
     assert "loss has been nan" in reason(1)
     assert not (out / plan["members"][3]["folder"] / "failed.json").exists()
+
+
+@pytest.mark.parametrize(("log", "words"), [
+    ("error: `module load cuda/13` failed on node7\nsrun: error: task 0: Exited\n", "`module load cuda/13` failed on"),
+    ("slurm_script: line 9: exec: /v/bin/python: not found\n", "exec: /v/bin/python: not found"),
+    ("error: SLURM does not requeue job 7_2 (disabled): --resume goes on\n", "does not requeue job 7_2"),
+])  # fmt: skip
+def test_a_shells_last_words_are_told(
+    sweep: tuple[Path, dict[str, Any], dict[str, JobState]], log: str, words: str
+) -> None:
+    out, plan, states = sweep
+    (out / "jobs" / "7_2_0_log.out").write_text(log)
+    assert words in standings(out, plan, states)[2].reason
+
+
+def test_what_may_wait_for_ever_is_told_while_following(
+    sweep: tuple[Path, dict[str, Any], dict[str, JobState]],
+) -> None:
+    out, plan, states = sweep
+    wait = {**states, "7_3": JobState("REQUEUE_HOLD", "launch failed requeued held"),
+            "7_4": JobState("PENDING", "QOSMaxWallDurationPerJobLimit"),
+            "7_5": JobState("PENDING", "Resources")}  # fmt: skip
+    told = [follow._words(member) for member in standings(out, plan, wait)]
+    assert (
+        told[3] == "requeued: REQUEUE_HOLD (launch failed requeued held), ask the cluster's staff or `scontrol release`"
+    )
+    assert told[4] == "requeued: PENDING (QOSMaxWallDurationPerJobLimit)"
+    assert told[5] == "waiting"
+    assert follow.waiting_words("prepare", JobState("PENDING", "QOSMinGRES")).startswith(
+        "the prepare job waits (QOSMin"
+    )
+    for state in (None, JobState("RUNNING"), JobState("PENDING", "Dependency")):
+        assert follow.waiting_words("finish", state) == ""
 
 
 def test_damaged_files_are_told_or_passed_over(

@@ -48,11 +48,11 @@ def test_what_the_node_runs_is_quoted(tmp_path: Path) -> None:
     lab = read_cluster("lab", written(tmp_path, GOOD))
     said = ["echo() { :; }", *lab.setup_lines()]
     assert said[-1] == "export A=1"
-    script = "module() { printf '%s|' \"$@\"; }\n" + "\n".join(lab.setup_lines()[:2])
+    script = "module() { printf '%s|' \"$@\"; }\n" + "\n".join(lab.setup_lines()[:3])
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "load|cuda/13|load|it's odd|"
     assert shlex.split(lab.python_command()) == ["/home/me/my venv/bin/python"]
-    assert lab.setup_lines()[2] == ". '/home/me/my venv/bin/activate'"
+    assert lab.setup_lines()[3].startswith(". '/home/me/my venv/bin/activate' || {")
     boxed = Cluster(name="x", container=("apptainer", "exec", "--nv", "my image.sif"), venv="/v")
     assert shlex.split(boxed.python_command()) == ["apptainer", "exec", "--nv", "my image.sif", "python"]
     assert boxed.setup_lines() == []

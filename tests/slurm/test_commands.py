@@ -98,3 +98,8 @@ def test_ends_in_words(state: str, words: str) -> None:
 def test_cancel(slurm: Path) -> None:
     commands.cancel(["7_0", "7_1", "9"])
     assert fake_slurm.calls(slurm, "scancel") == [["7", "9"]]
+
+
+def test_a_state_that_is_not_known_is_of_a_job_that_lives(slurm: Path) -> None:
+    (slurm / "squeue.txt").write_text("7_0|RESV_DEL_HOLD|ReservationDeleted|\n7_1|FAILED|None|node1\n")
+    assert commands.live(["7_0", "7_1"]) == {"7_0"}

@@ -78,6 +78,15 @@ def test_a_warning_is_answered_at_the_next_step_and_the_job_requeued(slurm: Path
     assert fake_slurm.calls(slurm, "scontrol") == [["requeue", "810_2"]]
 
 
+@pytest.mark.parametrize(("code", "arguments"), [(LOOP, ("30", "steps")), (CUT, ())])
+def test_a_requeue_that_is_refused_is_no_good_end(slurm: Path, code: str, arguments: tuple[str, ...]) -> None:
+    """Or a job that waits for this one's success would start, and nobody would be told."""
+    (slurm / "refuse_requeue.txt").write_text("Requested operation is presently disabled for job 810_2")
+    process = start(code, *arguments)
+    process.send_signal(signal.SIGUSR2)
+    assert ended(process)[0] == 1
+
+
 def test_other_ranks_leave_without_a_requeue(slurm: Path) -> None:
     process = start(LOOP, "30", "steps", rank=1)
     process.send_signal(signal.SIGUSR2)

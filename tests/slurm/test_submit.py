@@ -35,7 +35,10 @@ def test_the_script_asks_for_what_the_cluster_gives(slurm: Path, tmp_path: Path)
         assert f"#SBATCH {line}\n" in text
     assert f"export PYTHONPATH='{tmp_path}/co de'" in text
     assert "export PYTHONSAFEPATH=1" in text
-    assert "--kill-on-bad-exit=1" in text
+    srun = next(line for line in text.splitlines() if line.startswith("srun "))
+    for word in ("--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--cpus-per-task=6"):
+        assert f" {word} " in srun
+    assert "PYTHONNOUSERSITE" not in text
     assert "--wckey" not in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     other = Cluster(name="lab", partition="gpu", gpus_as="gpus-per-node", gpus_per_node=2)
@@ -69,6 +72,57 @@ def test_a_batch_jobs_variables_are_hidden_but_not_where_the_controller_is(
     seen = (tmp_path / "seen").read_text()
     assert "SLURM_JOB_ID=" not in seen
     assert "SLURM_CONF=/etc/x.conf" in seen
+
+
+def test_users_defaults_do_not_override_what_a_job_asks_for(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_ACCOUNT", "SQUEUE_PARTITION"):
+        monkeypatch.setenv(name, "other")
+    monkeypatch.setenv("SLURM_CLUSTERS", "second")
+    submit.submit(Cluster(name="lab", partition="gpu"), array(), tmp_path / "jobs", tmp_path)
+    seen = fake_slurm.environment(slurm, "sbatch")
+    assert {name for name in seen if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT"}  # the cluster names none
+    assert seen["SLURM_CLUSTERS"] == "second"
+    (slurm / "squeue.txt").write_text("")
+    assert commands.live(["7"]) == set()
+    seen = fake_slurm.environment(slurm, "squeue")
+    assert "SQUEUE_PARTITION" not in seen
+    assert seen["SLURM_CLUSTERS"] == "second"  # all programs ask the same one
+
+
+def test_a_container_and_the_sites_words_for_srun(slurm: Path, tmp_path: Path) -> None:
+    lab = Cluster(name="lab", container=("apptainer", "exec", "x.sif"))
+    assert "export PYTHONNOUSERSITE=1" in submit.text(lab, array(), tmp_path, tmp_path)
+    path = tmp_path / "clusters.toml"
+    path.write_text("[lab]\nsrun = ['--container-image=x y.sqsh', '--mpi=none']\npython = 'python'\n")
+    srun = next(line for line in submit.text(read_cluster("lab", path), array(), tmp_path, tmp_path).splitlines()
+                if line.startswith("srun "))  # fmt: skip
+    assert " '--container-image=x y.sqsh' --mpi=none " in srun
+
+
+def test_a_line_before_python_that_fails_ends_the_job(tmp_path: Path) -> None:
+    lines = Cluster(name="lab", modules=("cuda/13", "it's"), venv=str(tmp_path)).setup_lines()
+    for known, wanted in (("cuda/13", "`module load 'it'\"'\"'s'` failed on"), ("", "`module load cuda/13` failed on")):
+        code = f'module() {{ [ "$2" = "{known}" ]; }}\n' + "\n".join(lines)
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 3
+        assert done.stderr.startswith(f"error: {wanted}")
+    done = subprocess.run(["bash", "-c", "module() { true; }\n" + "\n".join(lines)], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 3
+    assert f"{tmp_path}/bin/activate` failed on" in done.stderr
+
+
+def test_nodes_that_are_away_are_waited_for(slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = Cluster(name="lab", partition="hidden")
+    (slurm / "refuse_test.txt").write_text("allocation failure: Requested node configuration is not available")
+    with pytest.raises(ClusterError, match="node configuration"):  # sinfo tells of no node that is away
+        submit.check(lab, array(), tmp_path)
+    (slurm / "sinfo.txt").write_text("2\n1\n")
+    submit.check(lab, array(), tmp_path)
+    assert "3 are down or drained: it waits" in capsys.readouterr().out
+    assert submit.submit(lab, array(), tmp_path / "jobs", tmp_path) == ["100"]
 
 
 def test_sbatch_is_tried_again_while_the_controller_is_down(
