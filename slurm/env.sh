@@ -21,7 +21,7 @@ medtrain_python() {
             return 0
         fi
     done
-    echo "error: no Python of at least 3.11 with venv on PATH: install python3.11 and python3.11-venv." >&2
+    echo "error: no Python of at least 3.11 with venv on PATH: install python3.11 and python3.11-venv, or 'module load' one." >&2
     return 2
 }
 
@@ -37,7 +37,8 @@ medtrain_env() {
         fi
         mkdir -p "$(dirname "$venv")"
         exec 9>"$venv.lock"
-        flock 9 # two jobs of one checkout do not install at once
+        # two jobs of one checkout do not install at once
+        flock 9 2>/dev/null || echo "note: $venv.lock can not be locked on this file system: install from one shell at a time"
         if ! medtrain_has "$venv" "$stamp $root" "$extras"; then
             # what was there stays
             extras=$(printf '%s\n' ${extras//,/ } $(sed 1d "$venv/.medtrain" 2>/dev/null) | sort -u | paste -sd, -)
