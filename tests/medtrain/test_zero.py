@@ -21,7 +21,7 @@ from medtrain.errors import UserError
 from medtrain.settings import check_deepspeed, configuration
 
 Tiny = Callable[..., SegRecipe]
-NETWORKS = {"fp32": ("segresnet", "unetr", "densenet201", "resnetv2"), "bf16": ("segresnet", "unetr", "mobilenetv3")}
+NETWORKS = {"fp32": ("segresnet", "unetr", "densenet201", "resnetv2"), "bf16": ("segresnet", "unetr")}
 SETTINGS = [f"{kind}:{precision}" for precision in ("fp32", "bf16")
             for kind in ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
 
@@ -43,12 +43,12 @@ def told() -> dict[str, dict[str, dict[str, list[float]]]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_strategies_agree(settings: str, told: dict[str, dict[str, dict[str, list[float]]]]) -> None:
-    """Four steps: like one process within 5e-4 (fp32) or 3e-2 (bf16, with batch normalisation); bit by bit again from
+    """Four steps: like one process within 5e-4 (fp32) or 5e-3 (bf16); bit by bit again from
     the state; and one process goes on from the state of two ranks.
     """
     found = told[settings]
     assert tuple(found) == NETWORKS[settings.rpartition(":")[2]]
-    tolerance = 5e-4 if settings.endswith("fp32") else 3e-2
+    tolerance = 5e-4 if settings.endswith("fp32") else 5e-3
     for network, losses in found.items():
         assert losses["ranks"] == pytest.approx(losses["single"], abs=tolerance), network
         assert losses["again"] == losses["ranks"], network
