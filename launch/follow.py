@@ -72,9 +72,8 @@ USUAL = {"", "BeginTime", "Dependency", "JobArrayTaskLimit", "Priority", "Resour
 
 def _words(member: Standing) -> str:
     where = f" on {member.node}" if member.state == "running" else ""
-    waits = member.slurm.partition("(")[2].removesuffix(")")  # as `report` writes it
-    told = f": {member.slurm}" if waits not in USUAL else ""
-    if "held" in waits.lower():
+    told = f": {member.slurm} ({member.waits})" if member.waits not in USUAL else ""
+    if "held" in member.waits.lower():
         told += ", ask the cluster's staff or `scontrol release`"
     return f"{member.state}{where}{told}{': ' + member.reason if member.reason else ''}"
 

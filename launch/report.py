@@ -77,6 +77,7 @@ class Standing:
     folder: str
     state: str
     slurm: str = ""
+    waits: str = ""  # why it does not run, in SLURM's words
     step: int = 0
     total: int = 0
     epoch: float = 0.0
@@ -91,7 +92,8 @@ class Standing:
         """As a line of the table under HEAD."""
         steps = f"{self.step}/{self.total}" if self.total else ""
         left = duration(self.left_s) if self.left_s is not None and self.state == "running" else ""
-        return [self.label, self.state, self.slurm, steps, f"{self.epoch:.1f}" if self.total else "", left, self.score,
+        slurm = f"{self.slurm} ({self.waits})" if self.waits else self.slurm
+        return [self.label, self.state, slurm, steps, f"{self.epoch:.1f}" if self.total else "", left, self.score,
                 str(self.restarts or ""), self.node, self.log]  # fmt: skip
 
 
@@ -113,11 +115,11 @@ def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | Non
     state, reason = _state(slurm, status, job, done, failed, age)
     if state == "lost" and slurm and slurm.state == "FAILED" and not commands.memory_ended(slurm):
         reason = _last_words(sweep, log) or reason
-    waits = f" ({slurm.reason})" if slurm and slurm.active and slurm.state != "RUNNING" and slurm.reason else ""
+    waits = slurm.reason if slurm and slurm.active and slurm.state != "RUNNING" else ""
     left = status.get("left_s")
     return Standing(
         label=member["label"], folder=member["folder"], state=state,
-        slurm=(slurm.state + waits) if slurm else "", step=done.get("steps") or status.get("step", 0),
+        slurm=slurm.state if slurm else "", waits=waits, step=done.get("steps") or status.get("step", 0),
         total=done.get("steps") or status.get("total", 0), epoch=done.get("epochs") or status.get("epoch", 0.0),
         left_s=max(0.0, left - age) if left is not None else None, score=f"{name} {value:.3f}" if name else "",
         restarts=max(0, job.get("starts", 1) - 1),

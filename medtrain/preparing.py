@@ -3,20 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from medtrain.errors import UserError
 from medtrain.files import remove_leftovers
 from medtrain.lock import PATIENCE_S, locked
 
-
-class Closable(Protocol):
-    """An opened cache."""
-
-    def close(self) -> None: ...
-
-
-Opened = TypeVar("Opened", bound=Closable)
+Opened = TypeVar("Opened")
 
 
 def parts_of(out: Path) -> Path:

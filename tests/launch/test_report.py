@@ -67,7 +67,8 @@ def test_every_state(sweep: tuple[Path, dict[str, Any], dict[str, JobState]]) ->
     assert (running.step, running.total, running.score, running.restarts) == (40, 100, "mean 0.710", 2)
     assert running.node == "node3"
     assert running.left_s == pytest.approx(3540, abs=5)
-    assert found["waiting"].slurm == "PENDING (Resources)"
+    assert (found["waiting"].slurm, found["waiting"].waits) == ("PENDING", "Resources")
+    assert "PENDING (Resources)" in found["waiting"].cells()
     assert "no word from it for 1 h 23 min" in found["silent"].reason
     assert "2 running" not in report.counts(list(found.values()))
 
