@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from medtrain.errors import UserError
+from medtrain.errors import Failed, UserError
 
 PR_SET_PDEATHSIG = 1
 # Longer than any clean-up, shorter than the 30 seconds that SLURM gives by default before SIGKILL.
@@ -91,7 +92,8 @@ def remove_dead_semaphores(folder: Path = SHARED) -> None:
 
 class Watch:
     """Looks after a loader's worker processes. A library that waits for one that died may wait for ever: once one is
-    dead the others are killed too, and a main process that still waits for them after GRACE_S ends.
+    dead the others are killed too, whoever would wait for them is told so, and a main process that has waited for
+    GRACE_S since then ends.
     """
 
     GRACE_S = 10.0
@@ -99,19 +101,21 @@ class Watch:
     def __init__(self, processes: Sequence[Any]):
         self._dead = ""
         self._ended = threading.Event()
-        self._waits = False
+        self._since = math.inf
         self._processes = list(processes)
         if processes:
             threading.Thread(target=self._look, daemon=True).start()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The main process waits for the workers inside."""
-        self._waits = True
+        """The main process waits for the workers inside. Raises Failed where one is known to be dead."""
+        if self._dead:
+            raise Failed(self._dead)
+        self._since = time.monotonic()
         try:
             yield
         finally:
-            self._waits = False
+            self._since = math.inf
 
     def verdict(self) -> str:
         """What to say where a worker is dead, else an empty text; asked after an error that its death may have made."""
@@ -131,11 +135,10 @@ class Watch:
         for process in self._processes:
             with contextlib.suppress(OSError, ValueError):
                 process.kill()
-        end = time.monotonic() + self.GRACE_S
-        while time.monotonic() < end:
+        died = time.monotonic()
+        # the main process may be in the middle of a step now and wait for the dead one only later
+        while time.monotonic() - max(died, self._since) < self.GRACE_S:
             time.sleep(0.2)
-            if not self._waits:
-                return
         print(f"error: {self._dead}", file=sys.stderr, flush=True)
         os._exit(1)
 

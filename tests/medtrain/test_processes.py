@@ -83,6 +83,40 @@ except KeyboardInterrupt:
     assert done.stdout.split() == ["inside", "0", "after"], done.stderr
 
 
+WATCHED = """
+import multiprocessing, sys, time
+from medtrain.errors import Failed
+from medtrain.processes import Watch
+worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+if __name__ == "__main__":
+    Watch.GRACE_S = 1.0
+    worker.start()
+    watch = Watch([worker])
+    with watch.waiting():
+        worker.kill() if sys.argv[1] == "while it waits" else None
+        time.sleep(30 if sys.argv[1] == "while it waits" else 0)
+    worker.kill()
+    time.sleep(3)  # a step, in which it waits for no worker
+    try:
+        with watch.waiting():
+            time.sleep(30)
+    except Failed as error:
+        print("told:", error)
+"""
+
+
+@pytest.mark.parametrize("when", ["while it waits", "in a step"])
+def test_a_dead_worker_is_never_waited_for(tmp_path: Path, when: str) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    done = subprocess.run([sys.executable, str(tmp_path / "watched.py"), when], capture_output=True, text=True,
+                          timeout=25, check=False)  # fmt: skip
+    words = "a loader process of rank 0 ended by signal 9 (9: often for memory): lower train.workers\n"
+    if when == "in a step":
+        assert (done.returncode, done.stdout) == (0, f"told: {words}"), done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (1, f"error: {words}")
+
+
 def test_semaphores_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
