@@ -14,9 +14,11 @@ from medtrain.files import read_json
 
 # How long the final job may be gone from the queue without a file of it being seen: network file systems lag.
 GRACE_S = 60.0
+# Between two looks: many users who follow at once must not slow the controller down.
+EVERY_S = 30.0
 
 
-def follow(out: Path, every_s: float = 10.0) -> int:
+def follow(out: Path, every_s: float = EVERY_S) -> int:
     """Wait for the final job of the newest submission; returns 0, or 3 where members are missing. Raises UserError
     where the final job failed or ended without a word.
     """

@@ -1,7 +1,7 @@
 """What a job runs: small callables that can be pickled; heavy imports come inside."""
 
 import os
-import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +81,8 @@ class TrainJob:
     def _train(self, stop: Any = None, job: "ThisJob | None" = None) -> dict[str, Any]:
         from medlaunch.run import held, is_rank_0, train
         from medlaunch.tasks import read_recipe
-        from medtrain.errors import Stopped
+        from medtrain.distributed import demand_gpus
+        from medtrain.errors import NodeError, Stopped
         from medtrain.files import file_stamp
         from medtrain.lock import InUseError
 
@@ -95,11 +96,14 @@ class TrainJob:
                         failed.unlink(missing_ok=True)
                     if job:
                         note_start(out, job)
-                check_gpus(self.gpus)
+                demand_gpus(self.gpus)
                 return train(read_recipe(self.recipe, "the job's recipe"), Path(self.cache), out, stop)
         except (Stopped, InUseError):  # in use: that run is still alive
             raise
         except Exception as error:
+            if job and isinstance(error, NodeError):
+                note(out, left=str(error))
+                leave_node(job, error)
             if stop is None or not stop():  # what breaks while the job is being taken away is no fault of the member
                 note_failure(failed, error)
             raise
@@ -138,11 +142,10 @@ def own_cpus() -> int:
     return min(seen, int(os.environ.get("SLURM_CPUS_PER_TASK") or seen))
 
 
-def check_gpus(asked: int) -> None:
-    """Raise UserError where this node can use none of the GPUs that the job asked for."""
-    from medtrain.distributed import demand_gpus
-
-    demand_gpus(asked, os.environ.get("SLURMD_NODENAME", "") or socket.gethostname())
+def leave_node(job: "ThisJob", error: Exception) -> None:
+    """End this process to start the job again on another node, if it has not left several already."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    job.leave_node()
 
 
 def check_some(door: Any, recipes: Sequence[Any], cache: Any, weights: str) -> None:
@@ -227,7 +230,7 @@ def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
 
     Only of turns that had most of their time: a preemption soon after the start says nothing of the member.
     """
-    from medtrain.files import read_json, write_json
+    from medtrain.files import read_json
 
     now = time.monotonic()
     if now - (now if began_s is None else began_s) < time_s / 2:
@@ -236,8 +239,16 @@ def note_stuck(out: Path, time_s: int, began_s: float | None = None) -> None:
     path = out / "job.json"
     if not path.is_file():  # it still waits for the folder
         return
-    about = read_json(path)
-    write_json(path, {**about, "stuck": [*about.get("stuck", []), told["step"]][-STUCK:]})
+    note(out, stuck=[*read_json(path).get("stuck", []), told["step"]][-STUCK:])
+
+
+def note(out: Path, **told: Any) -> None:
+    """Add to job.json, which `note_start` writes anew at every start."""
+    from medtrain.files import read_json, write_json
+
+    path = out / "job.json"
+    if path.is_file():
+        write_json(path, {**read_json(path), **told})
 
 
 @dataclass
@@ -255,7 +266,8 @@ class FinishJob:
         from medlaunch.report import settle
         from medlaunch.tasks import DOORS
         from medslurm.job import restart_on_warning, this_job
-        from medtrain.errors import UserError
+        from medtrain.distributed import demand_gpus
+        from medtrain.errors import NodeError, UserError
         from medtrain.files import read_json, write_json
 
         sweep = Path(self.sweep)
@@ -272,7 +284,7 @@ class FinishJob:
             if job:
                 settle(sweep, plan)
                 unprepared(sweep)
-            check_gpus(self.gpus)
+            demand_gpus(self.gpus)
             trained = any((sweep / member["folder"] / "done.json").is_file() for member in plan["members"])
             if trained and not (sweep / plan["cache"]).is_file():
                 raise UserError(f"{sweep / plan['cache']} is not there: start the sweep again, which prepares it anew.")
@@ -280,6 +292,8 @@ class FinishJob:
             write_json(path, {**about, "status": "done", "missing": missing})
             return missing
         except Exception as error:
+            if job and isinstance(error, NodeError):
+                leave_node(job, error)
             told = {"status": "failed", "reason": reason_of(error), "user": is_users(error)}
             write_json(path, {**about, **told})
             raise

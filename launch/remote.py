@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medlaunch.arrays import Jobs, check_budget, make_jobs, print_scripts, table
-from medlaunch.follow import follow, show_table
+from medlaunch.follow import EVERY_S, follow, show_table
 from medlaunch.plan import (
     PLAN,
     Request,
@@ -63,7 +63,7 @@ def open_cluster(request: Request, known: dict[str, Any] | None = None) -> Clust
 
 
 def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max_gpu_hours: float | None = None,
-        following: bool = False, every_s: float = 10.0) -> int:  # fmt: skip
+        following: bool = False, every_s: float = EVERY_S) -> int:  # fmt: skip
     """Plan and submit a sweep (or, with `resume`, what it lacks), and follow it if asked; returns the exit code."""
     out = out.absolute()
     if "%" in str(out):

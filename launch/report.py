@@ -147,7 +147,7 @@ def _maybe(path: Path) -> dict[str, Any]:
 # Types of what is shown; what is of another type is left out.
 KINDS: dict[str, Any] = {"step": int, "total": int, "steps": int, "starts": int, "epoch": int | float,
                          "epochs": int | float, "time": int | float, "left_s": int | float | None, "scores": dict,
-                         "log": str, "nodes": list, "reason": str}  # fmt: skip
+                         "log": str, "nodes": list, "reason": str, "left": str}  # fmt: skip
 
 
 def _fits(key: str, item: Any) -> bool:
@@ -168,7 +168,7 @@ def _state(slurm: JobState | None, status: dict[str, Any], job: dict[str, Any], 
         if slurm.state == "RUNNING":
             silent = status and age > SILENT_S
             return "running", f"no word from it for {duration(age)}" if silent else ""
-        return ("requeued" if job else "waiting"), ""
+        return ("requeued" if job else "waiting"), str(job.get("left", ""))
     if failed:
         return "failed", str(failed.get("reason", ""))
     if slurm:

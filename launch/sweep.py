@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medlaunch import remote
-from medlaunch.follow import follow, show_table
+from medlaunch.follow import EVERY_S, follow, show_table
 from medlaunch.jobs import FinishJob, TrainJob
 from medlaunch.plan import (
     PLAN,
@@ -37,7 +37,7 @@ from medtrain.recipe import Recipe
 from medtrain.run_folder import DONE, FAILED, open_run
 from medtrain.settings import refuse_replay
 
-EVERY = "how often to look (default: 10)"
+EVERY = f"how often to look (default: {EVERY_S:g})"
 WITH_RESUME = ("resume", "cluster", "cluster_file", "time", "throttle", "max_gpu_hours", "dry_run", "follow", "every")
 
 
@@ -92,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cluster.add_argument("--dry-run", action="store_true", help="print the plan and sbatch's scripts, submit nothing")
     cluster.add_argument("--resume", type=Path, metavar="DIR", help="submit what is missing in a sweep folder")
     cluster.add_argument("--follow", action="store_true", help="wait for the end and print the table")
-    cluster.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help=EVERY)
+    cluster.add_argument("--every", type=float, default=EVERY_S, metavar="SECONDS", help=EVERY)
     options = parser.parse_args(argv)
     if options.resume and not options.sweep:  # it takes the rest from plan.json
         for name, value in vars(options).items():
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"sweep.py {words[0]}", description=f"{words[0]} the jobs of a sweep")
         parser.add_argument("sweep", type=Path, help="folder of the sweep")
         if words[0] == "follow":
-            parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help=EVERY)
+            parser.add_argument("--every", type=float, default=EVERY_S, metavar="SECONDS", help=EVERY)
         chosen = parser.parse_args(words[1:])
         return remote.cancel(chosen.sweep) if words[0] == "cancel" else follow(chosen.sweep, chosen.every)
     options = parse(words)

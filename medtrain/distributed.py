@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from medtrain.errors import UserError
+from medtrain.errors import NodeError, UserError
 from medtrain.files import write_text
 
 # Names a file that all ranks can see. Rank 0 is given a free port by the system and tells the others there: no port is
@@ -45,13 +46,15 @@ class Ranks:
 
 
 def start(timeout_s: float = 1800) -> Ranks:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR); alone without one."""
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR); alone without one. Raises
+    NodeError where this process's GPU is there and can not be used.
+    """
     rank, world, local = (int(os.environ.get(key, default)) for key, default in
                           (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", device_index(local, torch.cuda.device_count()))
-        torch.cuda.set_device(device)
+        _try(device)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "nccl" and not dist.is_nccl_available():
@@ -74,30 +77,46 @@ def start(timeout_s: float = 1800) -> Ranks:
     return Ranks(rank, world, local, device)
 
 
-def demand_gpus(asked: int, node: str) -> None:
+def this_node() -> str:
+    """The name of this machine as SLURM knows it, else its own."""
+    return os.environ.get("SLURMD_NODENAME", "") or socket.gethostname()
+
+
+def _try(device: torch.device) -> None:
+    """Make the GPU this process's, and use it once; raises NodeError where it is broken, or another program has it."""
+    try:
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).item()
+    except RuntimeError as error:
+        raise NodeError(f"{this_node()}: GPU {device.index} can not be used{_first_sentence(error)}.") from None
+
+
+def demand_gpus(asked: int) -> None:
     """Raise UserError where a job asked for GPUs and torch can use none on its node: it would train on the CPU, for
-    weeks and without a word. $MEDTRAIN_ALLOW_CPU=1 lets it.
+    weeks and without a word. NodeError where the node is to blame, not torch. $MEDTRAIN_ALLOW_CPU=1 lets it.
     """
     if asked <= 0 or torch.cuda.is_available() or os.environ.get(ALLOW_CPU, "") == "1":
         return
+    said = f"{this_node()} was asked for {asked} GPU{'s' if asked > 1 else ''}, and torch {torch.__version__}"
+    without = f"{ALLOW_CPU}=1 goes on without."
     if torch.version.cuda is None:
-        why, remedy = "is a build for CPUs", "install a build of torch for CUDA there"
-    else:
-        why = f"for CUDA {torch.version.cuda} can use none{_why_no_gpu()}"
-        remedy = "renew its driver, or name a partition with GPUs"
-    raise UserError(
-        f"{node} was asked for {asked} GPU{'s' if asked > 1 else ''}, and torch {torch.__version__} {why}: {remedy}; "
-        f"{ALLOW_CPU}=1 goes on without."
-    )
+        raise UserError(f"{said} is a build for CPUs: install a build of torch for CUDA there; {without}")
+    raise NodeError(f"{said} for CUDA {torch.version.cuda} can use none{_why_no_gpu()}: renew its driver, or name a "
+                    f"partition with GPUs; {without}")  # fmt: skip
 
 
 def _why_no_gpu() -> str:
-    """The first sentence of what CUDA says, in brackets."""
+    """What CUDA says, in brackets."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return f" ({' '.join(str(error).split()).split('. ')[0][:120].rstrip('.')})"
+        return _first_sentence(error)
     return ""
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f" ({' '.join(lines[0].split()).split('. ')[0][:120].rstrip('.')})"
 
 
 def device_index(local_rank: int, visible: int) -> int:

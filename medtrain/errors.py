@@ -16,6 +16,10 @@ class UserError(Exception):
     """What the user gave is wrong. The message is one sentence that names the file and the remedy."""
 
 
+class NodeError(UserError):
+    """A node lacks what its job asked for; on another one the job may go well."""
+
+
 class Failed(Exception):
     """The work can not go on, and not through the user's input. The message is all there is to say: no traceback."""
 

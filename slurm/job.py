@@ -5,11 +5,13 @@ give no warning. A job asks to be requeued itself, because SLURM requeues neithe
 by itself while it is preempted.
 """
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,10 @@ WARNING, END = "warning", "end"
 MARGIN_S = 30
 # Longer than SLURM lets a process live after a warning.
 UNTIL_KILLED_S = 3600
+# A job leaves so many nodes that lack what it asked for: where a third one does, all may.
+MOST_LEFT = 2
+# How long the other processes of a node wait for the one that asks to be started elsewhere.
+UNTIL_ASKED_S = 60
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,32 @@ class ThisJob:
             return False
         preempted = re.search(r"\bPreemptTime=(?!None|Unknown|N/A)\S", told)
         return "JobState=CANCELLED" not in told and bool(preempted or re.search(r"\bReason=TimeLimit\b", told))
+
+    def leave_node(self) -> None:
+        """Have SLURM run this job again, and keep it and the tasks of its array that wait off this node: one whose GPUs
+        are broken would else take a task after another. Ends this process, unless the job has left MOST_LEFT nodes or
+        SLURM refuses.
+        """
+        if self.local_rank:
+            time.sleep(UNTIL_ASKED_S)
+            return
+        path = Path(os.environ["SUBMITIT_FOLDER"], f".left-{self.raw}")
+        left = path.read_text(encoding="utf-8").split() if path.is_file() else []
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes with the requeue
+        if len(left) >= MOST_LEFT or not self.requeue():
+            return
+        path.write_text(" ".join([*left, self.node]), encoding="utf-8")
+        with contextlib.suppress(commands.ClusterError):  # inside a container: it is started anywhere
+            self._avoid(self.node)
+        sys.stdout.flush()
+        os._exit(0)
+
+    def _avoid(self, node: str) -> None:
+        """Keep a node away from those of the array that wait."""
+        told = commands.call(["scontrol", "-o", "show", "job", self.name]).stdout
+        before = re.findall(r"\bExcNodeList=(?!\(null\))(\S+)", told)[:1]
+        nodes = f"ExcNodeList={','.join([*before, node])}"
+        commands.call(["scontrol", "update", f"JobId={self.name.split('_')[0]}", nodes])  # refused of those that run
 
     def leave(self, told: str) -> NoReturn:
         """End this process after `told`: WARNING, END, or "" where another rank was told first.

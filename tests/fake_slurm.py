@@ -69,6 +69,8 @@ def scontrol(folder: Path, words: list[str]) -> int:
     if words[:1] == ["requeue"]:
         refuse = folder / "refuse_requeue.txt"
         return fail(refuse.read_text()) if refuse.exists() else 0
+    if words[:1] == ["update"]:
+        return 0
     kind = words[words.index("show") + 1]
     if kind == "partition":
         if words[-1] == "absent" or (words[-1] == "hidden" and "-a" not in words):

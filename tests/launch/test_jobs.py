@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -10,7 +10,7 @@ from medlaunch import jobs
 from medlaunch.jobs import FinishJob, PrepareJob, TrainJob, note_failure, note_start, note_stuck, reason_of
 from medlaunch.plan import Request, make_plan, write_plan
 from medslurm.job import ThisJob
-from medtrain.errors import UserError
+from medtrain.errors import NodeError, UserError
 
 
 def job(restarts: int = 0, **values: Any) -> ThisJob:
@@ -109,6 +109,26 @@ def test_a_job_that_asked_for_gpus_does_not_work_on_a_cpu(tmp_path: Path, monkey
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
     with pytest.raises(UserError, match="no recipe of this program"):
         TrainJob("{}", "none.h5", str(run), gpus=2)._train()
+
+
+def test_a_member_whose_node_lacks_gpus_is_started_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Job:
+        name, raw, node, nodes, left = "810_2", "812", "gpu07", ("gpu07",), 0
+
+        def leave_node(self) -> None:
+            assert not (run / "failed.json").exists()
+            assert read(run / "job.json")["left"] == "gpu07: GPU 0 can not be used (ECC)."
+            self.left += 1
+
+    def broken(asked: int) -> None:
+        raise NodeError("gpu07: GPU 0 can not be used (ECC).")
+
+    monkeypatch.setattr("medtrain.distributed.demand_gpus", broken)
+    run, job = tmp_path / "run", Job()
+    with pytest.raises(NodeError):
+        TrainJob("{}", "none.h5", str(run), gpus=1)._train(lambda: False, cast(Any, job))
+    assert job.left == 1
+    assert "ECC" in read(run / "failed.json")["reason"]  # SLURM took it not elsewhere
 
 
 def test_a_job_takes_no_more_cpus_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

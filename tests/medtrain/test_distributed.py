@@ -1,14 +1,16 @@
 """Ranks that meet without a port chosen beforehand; which GPU is whose."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from medtrain.distributed import any_rank, demand_gpus, device_index, start
-from medtrain.errors import UserError
+from medtrain.errors import NodeError, UserError
 
 MEET = """
 import sys
@@ -98,7 +100,7 @@ def test_gpus_without_nccl_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("medtrain.distributed._try", lambda device: None)
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="without NCCL, which 2 processes on GPUs need"):
         start()
@@ -115,21 +117,39 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_that_can_not_be_used_are_told_with_node_and_remedy(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
     monkeypatch.setattr("torch.version.cuda", "13.0")
-    with pytest.raises(UserError, match=r"^gpu07 was asked for 2 GPUs, .* for CUDA 13\.0 .* with GPUs; ") as told:
-        demand_gpus(2, "gpu07")
+    with pytest.raises(NodeError, match=r"^gpu07 was asked for 2 GPUs, .* for CUDA 13\.0 .* with GPUs; ") as told:
+        demand_gpus(2)
     assert "is too old (found version 11040)): renew its driver" in str(told.value)
     monkeypatch.setattr("torch.version.cuda", None)
-    with pytest.raises(UserError, match=r"asked for 1 GPU, .* is a build for CPUs: install a build of torch for CUDA"):
-        demand_gpus(1, "gpu07")
+    with pytest.raises(
+        UserError, match=r"asked for 1 GPU, .* is a build for CPUs: install a build of torch for CUDA"
+    ) as cpu:
+        demand_gpus(1)
+    assert not isinstance(cpu.value, NodeError)  # every node has this torch
 
 
 def test_a_cpu_is_taken_where_no_gpu_was_asked_for_or_it_is_allowed(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert demand_gpus(0, "cpu01") is None  # others raise
+    assert demand_gpus(0) is None  # others raise
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "1")
-    assert demand_gpus(4, "gpu07") is None
+    assert demand_gpus(4) is None
     monkeypatch.setenv("MEDTRAIN_ALLOW_CPU", "0")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert demand_gpus(4, "gpu07") is None
+    assert demand_gpus(4) is None
+
+
+def test_a_gpu_that_is_there_and_broken_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be reported ...")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", broken)
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    words = "gpu07: GPU 2 can not be used (CUDA error: uncorrectable ECC error encountered)."
+    with pytest.raises(NodeError, match=re.escape(words)):
+        start()

@@ -153,6 +153,35 @@ def test_inside_a_container_the_batch_script_requeues(
         assert (done.stdout, done.returncode) == (told, 7)
 
 
+LEFT = """
+from medslurm.job import this_job
+print("listening", flush=True)
+this_job().leave_node()
+print("stays", flush=True)
+"""
+
+
+def test_a_node_that_lacks_what_was_asked_for_is_left(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the array's waiting tasks, which users' own exclusions keep; the third such node is not left."""
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    (slurm / "scontrol_job.txt").write_text("JobId=812 ArrayJobId=810 ReqNodeList=(null) ExcNodeList=gpu[11-12] X=1\n")
+    for _ in range(2):
+        assert ended(start(LEFT)) == (0, "requeued job 810_2\n")
+    asked = [words for words in fake_slurm.calls(slurm, "scontrol") if words[0] != "-o"]
+    assert asked == 2 * [["requeue", "810_2"], ["update", "JobId=810", "ExcNodeList=gpu[11-12],gpu04"]]
+    assert ended(start(LEFT)) == (0, "stays\n")
+    assert len(fake_slurm.calls(slurm, "scontrol")) == 6
+
+
+def test_a_node_is_not_left_where_slurm_refuses(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    (slurm / "refuse_requeue.txt").write_text("Job may not be requeued")
+    assert ended(start(LEFT)) == (0, "stays\n")
+    assert not list(tmp_path.glob(".left-*"))
+
+
 def test_a_job_that_reaches_no_step_is_requeued_all_the_same(slurm: Path) -> None:
     process = start(LOOP, "0.3", "never")
     process.send_signal(signal.SIGUSR2)

@@ -18,7 +18,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="medslurm-"))
     folder.chmod(0o755)  # munge wants its socket to be reached by everybody
-    (folder / "clusters.toml").write_text(CLUSTERS)
+    (folder / "clusters.toml").write_text(CLUSTERS.replace("FOLDER", str(folder)))
     with Cluster(folder) as made:
         yield made
     assert not made.left(), "the cluster leaves processes behind"

@@ -32,6 +32,16 @@ cpu_time = "10"
 signal_s = 30
 setup = ["export MEDTRAIN_ALLOW_CPU=1"]
 
+[broken]
+partition = "main"
+gpus_per_node = 2
+cpus_per_gpu = 1
+mem = "2000M"
+time = "00:20:00"
+cpu_time = "10"
+setup = ["[ $SLURMD_NODENAME = node1 ] || export MEDTRAIN_ALLOW_CPU=1"]
+python = "FOLDER/broken_python"
+
 [tight]
 partition = "main"
 gpus_per_node = 0

@@ -41,9 +41,10 @@ def test_brats_sh_reaches_its_dice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_multicancer_sh_beats_the_baseline(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    printed = run_job("multicancer.sh", out, "--cancers", "Brain Cancer")  # the harder one of its two
+    # the harder one of its two cancers, the two quicker ones of its four networks
+    printed = run_job("multicancer.sh", out, "--cancers", "Brain Cancer", "--models", "mobilenetv3", "resnetv2")
     lines = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
-    assert len(lines) == 4 + 3 + 1
+    assert len(lines) == 2 + 3 + 1
     scores = {line["member"]: float(line["accuracy"]) for line in lines if line["cancer"] == "Brain Cancer"}
     assert scores["Ensemble, accuracy weights"] > scores["baseline (colour histogram)"] + 0.1, scores
     assert scores["Ensemble, accuracy weights"] >= 0.7, scores

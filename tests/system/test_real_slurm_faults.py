@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,33 @@ def test_a_dead_node_and_a_restarted_controller_lose_nothing(sweeps: Sweeps, tmp
     log = (out / "jobs" / f"{sweeps.jobs(out)[0]}_0_log.out").read_text()
     assert "going on from step" in log
     assert same(run, sweeps.alone(out, sets))
+
+
+# torch as it is on a node whose driver is broken: built for CUDA, and no GPU that it can use
+NO_DRIVER = """
+import os
+if os.environ.get("SLURMD_NODENAME") == "node1":
+    import medtrain, torch
+    torch.version.cuda = "13.0"
+"""
+
+
+def test_a_node_whose_gpus_are_broken_takes_no_second_task(sweeps: Sweeps, tmp_path: Path) -> None:
+    """Its tasks start again on the other node, and those that wait, and the final job, are kept from it."""
+    site, out = tmp_path / "site", tmp_path / "sweep"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_DRIVER)
+    python = sweeps.cluster.folder / "broken_python"  # see CLUSTERS
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={site}:$PYTHONPATH\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    sweeps.submit(out, "--models", "segresnet", "--seeds", 6, on="broken")
+    done = sweeps.script("sweep", "follow", out, "--every", "0.5")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "requeued: node1 was asked for 1 GPU, and torch" in done.stdout
+    told = [json.loads((run / "job.json").read_text()) for run in sweeps.members(out)]
+    assert all(about["nodes"] == ["node2"] for about in told)
+    assert 1 <= sum(about["starts"] == 2 for about in told) <= 2  # as many as it has GPUs
+    assert not list(out.rglob("failed.json"))
 
 
 def test_members_that_fail_are_rows_and_the_others_an_ensemble(sweeps: Sweeps, tmp_path: Path) -> None:
