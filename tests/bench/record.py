@@ -1,4 +1,4 @@
-"""Rows of benchmark results: append one with its conditions; show all as Markdown (`python tests/bench/record.py`)."""
+"""Rows of benchmark results: append one with its conditions; the newest as Markdown (`python tests/bench/record.py`)."""
 
 import csv
 import os
@@ -45,12 +45,21 @@ def record(benchmark: str, what: str, value: float, unit: str, *, peer: str = ""
         writer.writerow(row)
 
 
-def main() -> None:
-    """Print results.csv as a Markdown table."""
+def newest() -> str:
+    """The newest row of each figure as a Markdown table, without conditions."""
     from medtrain.tables import to_markdown
 
     with open(RESULTS, newline="", encoding="utf-8") as file:
-        print(to_markdown(list(csv.reader(file))))
+        rows = list(csv.DictReader(file))
+    last = {(row["benchmark"], row["what"], row["peer"]): row for row in rows}
+    shown = [name for name in HEAD if name != "conditions"]
+    order = sorted(last.values(), key=lambda row: row["benchmark"])  # stable: as they were measured
+    return to_markdown([shown, *([row[name] for name in shown] for row in order)])
+
+
+def main() -> None:
+    """Print the table of tests/bench/README.md."""
+    print(newest(), end="")
 
 
 if __name__ == "__main__":

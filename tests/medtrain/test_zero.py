@@ -21,9 +21,9 @@ from medtrain.errors import UserError
 from medtrain.settings import check_deepspeed, configuration
 
 Tiny = Callable[..., SegRecipe]
-NETWORKS = {"fp32": ("segresnet", "unetr", "densenet201", "resnetv2"), "bf16": ("segresnet", "unetr")}
-SETTINGS = [f"{kind}:{precision}" for precision in ("fp32", "bf16")
-            for kind in ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))]  # fmt: skip
+NETWORKS = {"fp32": ("segresnet", "unetr", "mobilenetv3"), "bf16": ("segresnet", "unetr")}
+KINDS = ("ddp:0", "replayed:0", *(f"deepspeed:{stage}" for stage in range(4)))
+SETTINGS = [*(f"{kind}:fp32" for kind in KINDS), *(f"{kind}:bf16" for kind in ("ddp:0", "deepspeed:2", "deepspeed:3"))]
 
 
 @pytest.fixture(scope="module")
