@@ -22,18 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="the cache, where it has moved since")
     options = parser.parse_args(argv)
     end_on_signals()
-    import torch
-
     from medtrain.divergence import replay
+    from medtrain.trained import default_device
 
     run = options.run
     recipe = recipe_of_run(run)
     door = DOORS[recipe.task]
     cache = door.open_cache(options.cache or Path(read_json(run / CACHE)["path"]))
     task = door.make_task(recipe, cache)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines: list[list[str]] = [list(HEAD)]
-    for share in replay(run, recipe, task, device):
+    for share in replay(run, recipe, task, default_device()):
         for sample in share.samples:
             cells = (sample.epoch, sample.index, sample.case, sample.not_finite, f"{sample.largest:.4g}",
                      f"{sample.loss:.4g}", f"{share.norm:.4g}")  # fmt: skip

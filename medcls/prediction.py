@@ -23,7 +23,7 @@ from medtrain.paths import walk_files
 from medtrain.progress import Progress
 from medtrain.strategy import Forward
 from medtrain.tables import to_csv
-from medtrain.trained import read_best, restored
+from medtrain.trained import default_device, read_best, restored
 from medtrain.wording import shown
 
 CHUNK = 128  # images in memory at once
@@ -69,7 +69,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     """
     if out.suffix.lower() != ".csv":
         raise UserError(f"{out} must end in .csv: class probabilities are written as one table.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     members = [Member.load(run, device) for run in runs]
     for run, member in zip(runs, members, strict=True):
         if member.classes != members[0].classes:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medseg.cases import patient_of
 from medseg.cohort import CacheCohort, Cohort, ScanCohort
@@ -24,6 +23,7 @@ from medtrain.files import read_json
 from medtrain.progress import track
 from medtrain.results import CaseRow, write_rows
 from medtrain.run_folder import SPLIT
+from medtrain.trained import default_device
 from medtrain.wording import plain, shown
 
 ENSEMBLE = "Ensemble"
@@ -43,7 +43,7 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     splits = {name: _split(run) for name, run in zip(names, runs, strict=True)}
     cohort: Cohort = CacheCohort(place) if prepared else ScanCohort(place, label_map)
     about = [names, weights_of(runs), str(place.absolute()), cohort.label_map.to_dict()]
-    members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    members = load_members(runs, default_device())
     for run, member in zip(runs, members, strict=True):
         cohort.check(run, member)
     _check_coding(cohort, members[0])

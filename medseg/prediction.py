@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medseg import nnunet
 from medseg.brats import find_case_folders
 from medseg.cases import SUFFIXES, CaseFiles, case_id
@@ -20,6 +18,7 @@ from medtrain.files import file_stamp
 from medtrain.paths import stay_inside
 from medtrain.progress import track
 from medtrain.run_folder import owner_of
+from medtrain.trained import default_device
 
 LISTING = "set_aside.csv"
 KEPT = "prediction-{}.jsonl"  # until every scan had its turn
@@ -42,7 +41,7 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
     if owner := owner_of(out):
         raise UserError(f"{out} belongs to {owner}, whose files are not overwritten: give another --out.")
     about = [weights_of(runs), list(weights), str(place.absolute())]
-    members = load_members(runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    members = load_members(runs, default_device())
     total = len(cases) + len(aside)
     codes = members[0].label_map.in_files().in_words()
     with claimed(out, runs, weights, codes):

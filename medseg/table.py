@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from medseg.cache import Cache
 from medseg.figures import overlay, write_box_plot, write_overlay
@@ -24,6 +23,7 @@ from medtrain.progress import track
 from medtrain.results import CaseRow, intervals, means, read_rows, write_rows
 from medtrain.run_folder import DONE, ROWS, check_trained_on, is_done, read_done, why_missing
 from medtrain.tables import to_csv, to_markdown
+from medtrain.trained import default_device
 from medtrain.wording import shown
 
 SCORES = ("Dice mean", *REGIONS, *HD95)
@@ -124,7 +124,7 @@ def _ensembles(sweep: Path, cache: Cache, done: Sequence[Entry], weights: str, p
     for entry in done:
         groups.setdefault(tuple(sorted(row.case for row in entry.rows)), []).append(entry)
     alone = all(len(group) == 1 for group in groups.values())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     together: list[CaseRow] = []
     for group in groups.values():
         members = load_members([entry.run for entry in group], device)

@@ -13,6 +13,11 @@ from medtrain.recipe import Recipe
 from medtrain.strategy import Forward, inference
 
 
+def default_device() -> torch.device:
+    """Where one process predicts: the first GPU that it can use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def read_best(run: Path, **kinds: Any) -> tuple[Path, dict[str, Any]]:
     """(path, content) of a run's checkpoint_best.pt, whose entries are of these types beside `model` (finite tensors by
     name), `recipe` (JSON) and `preparation` (a dictionary); raises UserError.

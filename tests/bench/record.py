@@ -1,4 +1,4 @@
-"""Rows of benchmark results: append one with its conditions; the newest as Markdown (`python tests/bench/record.py`)."""
+"""Rows of benchmark results: append one with its conditions; show the newest (`python tests/bench/record.py`)."""
 
 import csv
 import os
