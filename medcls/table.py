@@ -23,7 +23,7 @@ from medtrain.ensemble import log_loss_weights, weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import write_text
 from medtrain.results import CaseRow, read_rows, write_rows
-from medtrain.run_folder import DONE, ROWS, check_trained_on, is_done, read_done, why_missing
+from medtrain.run_folder import DONE, ROWS, check_some_done, check_trained_on, is_done, read_done, why_missing
 from medtrain.splits import Split
 from medtrain.tables import to_csv, to_markdown
 from medtrain.wording import listed
@@ -79,11 +79,9 @@ class CancerTable:
 
 def finish(sweep: Path, cache: ImageCache, members: Sequence[dict[str, Any]]) -> int:
     """Write every table and picture from the members' rows; returns how many members are missing."""
+    check_some_done(sweep, members)
     recipes = {m["folder"]: _recipe(m, sweep) for m in members}
     cancers = list(dict.fromkeys(recipe.data.cancer for recipe in recipes.values()))
-    if not any(is_done(sweep / m["folder"]) for m in members):
-        told = f"{members[0]['label']}: {why_missing(sweep / members[0]['folder'])}" if members else "the plan is empty"
-        raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
     tables = []
     for cancer in cancers:
         mine = [m for m in members if recipes[m["folder"]].data.cancer == cancer]

@@ -21,7 +21,7 @@ from medtrain.errors import UserError
 from medtrain.files import write_text
 from medtrain.progress import track
 from medtrain.results import CaseRow, intervals, means, read_rows, write_rows
-from medtrain.run_folder import DONE, ROWS, check_trained_on, is_done, read_done, why_missing
+from medtrain.run_folder import DONE, ROWS, check_some_done, check_trained_on, is_done, read_done, why_missing
 from medtrain.tables import to_csv, to_markdown
 from medtrain.trained import default_device
 from medtrain.wording import shown
@@ -83,11 +83,9 @@ def finish(sweep: Path, cache: Path, members: Sequence[dict[str, Any]], weights:
     `members` are plan.json's. Members judged on the same cases are averaged together; with folds that is an ensemble a
     fold, and every case is predicted by networks that did not see it.
     """
+    check_some_done(sweep, members)
     entries = [_entry(sweep, member) for member in members]
     done = [entry for entry in entries if entry.done]
-    if not done:
-        told = f"{entries[0].label}: {why_missing(entries[0].run)}" if entries else "the plan is empty"
-        raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
     rows = [row for entry in done for row in entry.rows]
     if not rows:
         raise UserError(f"{sweep}: the recipes hold out no case to judge by: --set data.val_fraction=0.2.")

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, of which recipe and data, and whether the run is done."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def why_missing(run: Path) -> str:
     """What a member that is not done says of itself."""
     failed = run / FAILED
     return str(read_json(failed).get("reason")) if failed.is_file() else "did not finish"
+
+
+def check_some_done(sweep: Path, members: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError where none of plan.json's members is done."""
+    runs = {member["label"]: sweep / member["folder"] for member in members}
+    if any(map(is_done, runs.values())):
+        return
+    told = next((f"{label}: {why_missing(run)}" for label, run in runs.items()), "the plan is empty")
+    raise UserError(f"{sweep} has no finished member ({told}): see {sweep / 'jobs'}, then run it again.")
 
 
 def check_trained_on(run: Path, cache: Any) -> None:
