@@ -11,6 +11,7 @@ from medslurm import commands
 from medslurm.commands import JobState
 from medtrain.errors import UserError
 from medtrain.files import read_json
+from medtrain.wording import printable
 
 # How long the final job may be gone from the queue without a file of it being seen: network file systems lag.
 GRACE_S = 60.0
@@ -62,7 +63,7 @@ def follow(out: Path, every_s: float = EVERY_S) -> int:
 
 def show_table(out: Path, plan: dict[str, Any]) -> None:
     """Print the sweep's table and where its files are."""
-    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
+    print(printable(f"\n{(out / 'table.md').read_text(encoding='utf-8')}", keep="\n"))
     for name, what in DOORS[plan["task"]].OUTPUTS.items():
         print(f"{what + ':':12} {out / name}")
     print(f"{'curves:':12} tensorboard --logdir {out}", flush=True)
@@ -92,7 +93,7 @@ def _say_changes(members: list[Standing], before: dict[str, str]) -> dict[str, s
     changed = [m for m in members if now[m.folder] != before.get(m.folder)]
     clock = time.strftime("%H:%M:%S")
     for member in changed[:20]:
-        print(f"{clock} {member.label}: {now[member.folder]}", flush=True)
+        print(printable(f"{clock} {member.label}: {now[member.folder]}"), flush=True)
     if len(changed) > 20:
         print(f"{clock} and {len(changed) - 20} more", flush=True)
     if changed:

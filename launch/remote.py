@@ -22,10 +22,10 @@ from medlaunch.plan import (
     read_request,
     write_plan,
 )
-from medlaunch.report import Submitted, add_jobs, latest, read_jobs, standings
+from medlaunch.report import JOBS, Submitted, add_jobs, latest, read_jobs, standings
 from medlaunch.tasks import find_sweep
 from medslurm import commands, snapshot, submit
-from medslurm.cluster import HERE, Cluster, minutes, read_cluster
+from medslurm.cluster import HERE, Cluster, minutes, read_cluster, remembered
 from medslurm.commands import ClusterError
 from medslurm.local import own_folder
 from medtrain.errors import UserError
@@ -48,7 +48,7 @@ def open_cluster(request: Request, known: dict[str, Any] | None = None) -> Clust
     """
     file = Path(request.cluster_file) if request.cluster_file else None
     if request.cluster == HERE and known and "SLURM_JOB_ID" not in os.environ:
-        cluster = Cluster(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        cluster = remembered(known)
     else:
         cluster = read_cluster(request.cluster, file)
     if request.time:
@@ -66,8 +66,9 @@ def run(out: Path, request: Request, *, resume: bool, dry_run: bool = False, max
         following: bool = False, every_s: float = EVERY_S) -> int:  # fmt: skip
     """Plan and submit a sweep (or, with `resume`, what it lacks), and follow it if asked; returns the exit code."""
     out = out.absolute()
-    if "%" in str(out):
-        raise UserError(f"{out} has a %, which SLURM reads as a pattern in the names of log files: take another --out.")
+    for letter, why in (("%", "SLURM reads as a pattern in the names of log files"), (":", "parts PYTHONPATH")):
+        if letter in str(out):
+            raise UserError(f"{out} has a {letter}, which {why}: take another --out.")
     with slurms_words():
         plan = _plan(out, request, resume)
         cluster = open_cluster(read_request(plan), plan.get("cluster"))
@@ -121,6 +122,8 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
     known = read_request(there) if there else None
     if there and known and resume:  # another cluster, time or throttle may go on with it
         whole = not request.sweep
+        if not request.cluster:
+            _check_owner(known.cluster_file)
         request = replace(request if request.sweep else known, cluster=request.cluster or known.cluster,
                           cluster_file=request.cluster_file if request.cluster else known.cluster_file,
                           time=request.time or known.time, throttle=request.throttle or known.throttle)  # fmt: skip
@@ -137,6 +140,13 @@ def _plan(out: Path, request: Request, resume: bool) -> dict[str, Any]:
     if there:
         check_same(out, there, plan)
     return plan
+
+
+def _check_owner(cluster_file: str) -> None:
+    """Refuse a cluster file that only plan.json names and that is another user's: its lines of shell would run."""
+    path = Path(cluster_file)
+    if cluster_file and path.is_file() and path.stat().st_uid not in (0, os.getuid()):
+        raise UserError(f"{path}, which {PLAN} names, is another user's: name it with --cluster and --cluster-file.")
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,8 @@ class Submission:
         check_budget(jobs, max_gpu_hours)
         for array in jobs.all:
             submit.check(jobs.cluster, array, self.out / "jobs")
-        own_folder(self.out / "jobs")
+        for name in ("jobs", "code"):
+            own_folder(self.out / name)
         write_plan(self.out, {**self.plan, "cluster": dataclasses.asdict(jobs.cluster)})
         try:
             self._submit(jobs)
@@ -224,7 +235,7 @@ class Submission:
         note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
         old = latest(self.submitted, "finish").get("")
         if old and self._lives(old):  # the new one waits for what the old one waited for, too
-            commands.cancel([old.job])
+            commands.cancel(commands.live([old.job], folder))
 
 
 def packages() -> dict[str, Path]:
@@ -248,7 +259,11 @@ def cancel(out: Path) -> int:
     if not read_jobs(out):
         raise UserError(f"{out} was not submitted to a cluster: stop the command that runs it there.")
     with slurms_words(), locked(out, "cancelling this sweep"):
-        live = commands.live(job.job for job in read_jobs(out))
+        jobs = [job.job for job in read_jobs(out)]
+        live = commands.live(jobs, out / "jobs")
         commands.cancel(live)
+        others = len(commands.live(jobs) - live)
+    if others:
+        print(f"note: {others} jobs that {JOBS} names work for another folder and were left alone")
     print(f"{len(live)} jobs of {out} cancelled; --resume goes on from what is saved")
     return 0

@@ -51,7 +51,7 @@ def read_jobs(sweep: Path) -> list[Submitted]:
         # they become arguments of SLURM's programs
         if tuple(lines[0]) != COLUMNS or not all(plain(cell) for line in lines for cell in line):
             raise ValueError
-        if not all(re.fullmatch(r"(\w[\w.+,\[\]%-]*)?", job.job) for job in jobs):
+        if not all(re.fullmatch(r"(\d+(_\d+)?)?", job.job) for job in jobs):
             raise ValueError
         return jobs
     except (OSError, IndexError, TypeError, ValueError, csv.Error):

@@ -13,6 +13,7 @@ from medtrain.errors import UserError, exit_code
 from medtrain.lock import holder
 from medtrain.processes import end_on_signals
 from medtrain.tables import to_markdown
+from medtrain.wording import printable
 
 CLEAR = "\033[2J\033[H"
 
@@ -36,7 +37,8 @@ def screen(out: Path, *, files_only: bool = False) -> str:
     if held:
         words = "left behind by" if held["stale"] else "held by"
         told.append(f"lock: {words} {held['user']} on {held['host']}, process {held['pid']}, {held['doing']}")
-    return "\n".join([text, f"{out}: {counts(members)}", *told, *(f"note: {note}" for note in notes)])
+    lines = [text, f"{out}: {counts(members)}", *told, *(f"note: {note}" for note in notes)]
+    return printable("\n".join(lines), keep="\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from medtrain.wording import printable
+
 
 class UserError(Exception):
     """What the user gave is wrong. The message is one sentence that names the file and the remedy."""
@@ -83,10 +85,10 @@ def exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] |
         with threads_say_no_disk_full():
             return main(argv)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except Failed as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is saved", file=sys.stderr)

@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from medtrain.wording import printable
+
 
 def to_csv(lines: Iterable[Sequence[object]]) -> str:
     """Lines as CSV text."""
@@ -14,7 +16,7 @@ def to_csv(lines: Iterable[Sequence[object]]) -> str:
 
 def to_markdown(lines: Sequence[Sequence[object]], foot: Sequence[str] = ()) -> str:
     """Lines as a Markdown table, the first being its head; numbers to the right; notes below."""
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    cells = [[printable(str(cell)).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     right = [all(_is_number(line[i]) for line in cells[1:]) for i in range(len(cells[0]))]
 

@@ -17,7 +17,12 @@ def shown(value: object, most: int = 120) -> str:
     text = str(value)
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
-    return "".join(c if plain(c) else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text from anywhere without control characters, but those to `keep`: a terminal would obey them."""
+    return "".join(c if c in keep or plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(values: Sequence[object], most: int = 5) -> str:

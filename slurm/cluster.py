@@ -8,6 +8,7 @@ import shlex
 import sys
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +153,16 @@ def read_cluster(name: str, file: Path | None = None) -> Cluster:
     lines = _lines(text, name)
     values = {key: _typed(path, lines, name, key, value) for key, value in tables[name].items()}
     return _checked(Cluster(name=name, file=str(path), lines=lines, **values))
+
+
+# What `here` finds; a plan.json may come from anywhere, and the other keys run what they hold.
+FOUND = ("partition", "account", "qos", "gpus_per_node", "cpus_per_gpu", "time")
+
+
+def remembered(known: Mapping[str, Any]) -> Cluster:
+    """The cluster that a batch job found `here` and wrote down; raises ClusterError for values of other kinds."""
+    values = {key: _typed(Path("plan.json"), {}, HERE, key, known[key]) for key in FOUND if key in known}
+    return _checked(Cluster(name=HERE, **values))
 
 
 def found_file() -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 TIMEOUT_S = 60
 # A controller that restarts is back within this; a call is tried so long.
@@ -28,12 +29,15 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of a job or array task. `reason` is why it waits; `code` its exit code as `1:0`."""
+    """What SLURM says of a job or array task: `reason` is why it waits, `code` its exit code as `1:0`, `folder` where
+    it works.
+    """
 
     state: str
     reason: str = ""
     node: str = ""
     code: str = ""
+    folder: str = ""
 
     @property
     def active(self) -> bool:
@@ -101,11 +105,14 @@ def states(jobs: Iterable[str]) -> tuple[dict[str, JobState], list[str]]:
     return found, notes
 
 
-def live(jobs: Iterable[str]) -> set[str]:
-    """Those of these jobs and array tasks that wait or run; raises ClusterError where the queue does not answer."""
+def live(jobs: Iterable[str], folder: Path | None = None) -> set[str]:
+    """Those of these jobs and array tasks that wait or run, with a `folder` only those that work there (what a file
+    names may be anybody's job); raises ClusterError where the queue does not answer.
+    """
     wanted = set(jobs)
-    found = _queue(_ids(wanted), PATIENCE_S)
-    return {job for job in wanted if job in found and found[job].active}
+    found = {job: state for job, state in _queue(_ids(wanted), PATIENCE_S).items() if job in wanted and state.active}
+    place = os.path.realpath(folder or "")
+    return {job for job, state in found.items() if not folder or os.path.realpath(state.folder) == place}
 
 
 def _ids(jobs: Iterable[str]) -> list[str]:
@@ -117,10 +124,10 @@ def _queue(ids: Sequence[str], patience_s: float) -> dict[str, JobState]:
     """What the queue knows of jobs and every task of arrays; raises ClusterError where it does not answer."""
     if not ids:
         return {}
-    done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N"], patience_s)
+    done = call(["squeue", "-h", "-r", "-a", "-t", "all", "-j", ",".join(ids), "-o", "%i|%T|%r|%N|%Z"], patience_s)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ClusterError(f"{SILENT} ({words_of(done)}): try again when the controller is back.")
-    return _parsed(done.stdout, ("id", "state", "reason", "node"))
+    return _parsed(done.stdout, ("id", "state", "reason", "node", "folder"))
 
 
 def _ask(words: list[str]) -> subprocess.CompletedProcess[str] | None:
@@ -139,7 +146,7 @@ def _parsed(text: str, names: Sequence[str]) -> dict[str, JobState]:
             continue
         node = "" if values.get("node") in (None, "None assigned", "(null)") else values["node"]
         made = JobState(state, "" if values.get("reason") in (None, "None") else values["reason"], node,
-                        values.get("code", ""))  # fmt: skip
+                        values.get("code", ""), values.get("folder", ""))  # fmt: skip
         for job in expand(values["id"]):
             found[job] = made
     return found

@@ -1,8 +1,10 @@
 """Run callables on this machine with submitit and follow their output."""
 
 import contextlib
+import errno
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 GRACE_S = 10
+WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,17 @@ def stderr_into(path: Path) -> Iterator[None]:
 
 
 def own_folder(folder: Path) -> None:
-    """Make a folder that is its owner's alone: it will hold pickles, which run whatever is written into them."""
+    """Make a folder that is its owner's alone, as it holds pickles or code that will run; nobody else may put another
+    in its place. Raises PermissionError where somebody else's lies there, or a link.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise PermissionError(errno.EPERM, "a link to another folder lies there", str(folder))
     folder.chmod(0o700)
+    above = stat.S_IMODE(folder.parent.stat().st_mode)
+    if above & WRITTEN_BY_OTHERS:
+        with contextlib.suppress(PermissionError):  # somebody else's, which the user chose
+            folder.parent.chmod(above & ~WRITTEN_BY_OTHERS)
 
 
 def exceptions(handle: Any, processes: int) -> list[BaseException | None]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -207,10 +208,51 @@ def test_folders_of_others_are_no_sweeps(
 def test_cancel(slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s"
     assert run_main(*words(slurm, phantoms, out)) == 0
-    (slurm / "squeue.txt").write_text("101|RUNNING|None|node1\n103|PENDING|Dependency|\n")
+    place, other = out / "jobs", tmp_path / "other" / "jobs"
+    (slurm / "squeue.txt").write_text(
+        f"100|RUNNING|None|node1|{other}\n101|RUNNING|None|node1|{place}\n103|PENDING|Dependency||{place}\n"
+    )
     assert run_main("sweep", "cancel", out) == 0
-    assert "2 jobs of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 jobs of" in printed
+    assert "1 jobs that jobs.csv names work for another folder and were left alone" in printed
     assert fake_slurm.calls(slurm, "scancel") == [["101", "103"]]
+
+
+def test_a_job_file_that_names_no_jobs_is_damaged(
+    slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert run_main(*words(slurm, phantoms, out)) == 0
+    (out / "jobs.csv").write_text((out / "jobs.csv").read_text().replace("101", "abc"))
+    assert run_main("sweep", "cancel", out) == 2
+    assert "jobs.csv is damaged" in capsys.readouterr().err
+
+
+def test_what_plan_json_names_runs_no_foreign_shell(
+    slurm: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copied sweep may hold anything: of a cluster that was found `here` only numbers and names are taken, and
+    another user's cluster file must be named anew.
+    """
+    out = tmp_path / "s"
+    assert run_main(*words(slurm, phantoms, out)) == 0
+    plan = json.loads((out / "plan.json").read_text())
+    monkeypatch.setattr("medlaunch.remote.os.getuid", lambda: 4711)
+    (slurm / "clusters.toml").chmod(0o644)
+    os.chown(slurm / "clusters.toml", 4712, -1) if os.geteuid() == 0 else None
+    assert run_main("sweep", "--resume", out) == 2
+    assert "which plan.json names, is another user's" in capsys.readouterr().err
+    plan["request"] |= {"cluster": "here", "cluster_file": ""}
+    plan["cluster"] |= {"name": "here", "setup": ["touch /tmp/evil"], "gpus_per_node": 1}
+    (out / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert run_main("sweep", "--resume", out, "--dry-run") == 0
+    assert "evil" not in capsys.readouterr().out
+    plan["cluster"]["partition"] = "gpu\n#SBATCH --wrap=evil"
+    (out / "plan.json").write_text(json.dumps(plan))
+    assert run_main("sweep", "--resume", out, "--dry-run") == 2
+    assert "holds a line break" in capsys.readouterr().err
 
 
 def test_images_have_an_array_a_network_with_a_task_a_cancer(slurm: Path, pictures: Path, tmp_path: Path) -> None:
@@ -263,6 +305,7 @@ def test_refusals(
         (("--data", tmp_path / "none"), "none is not a folder"),
         (("--every", 0), "above 0"),
         (("--out", tmp_path / "100%"), "has a %"),
+        (("--out", tmp_path / "12:30"), "has a :, which parts PYTHONPATH"),
     ):
         assert run_main(*words(slurm, phantoms, out, *extra)) == 2, extra
         error = capsys.readouterr().err

@@ -15,6 +15,7 @@ from medlaunch import follow, report
 from medlaunch.plan import Request, make_plan, write_plan
 from medlaunch.report import Submitted, add_jobs, settle, standings
 from medslurm.commands import JobState
+from medtrain.errors import UserError, exit_code
 
 NAMES = ("done", "failed", "lost", "running", "requeued", "waiting", "silent", "fresh")
 
@@ -182,3 +183,29 @@ def test_damaged_files_are_told_or_passed_over(
     (out / "jobs.csv").write_text("x\n")
     assert run_main("status", out) == 2
     assert "jobs.csv is damaged" in capsys.readouterr().err
+
+
+def test_what_a_foreign_file_says_controls_no_terminal(
+    sweep: tuple[Path, dict[str, Any], dict[str, JobState]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plan, _ = sweep
+    runs = [out / member["folder"] for member in plan["members"]]
+    clipboard = "\x1b]52;c;ZXZpbA==\x07"
+    (runs[1] / "failed.json").write_text(json.dumps({"reason": f"x{clipboard}\n| y"}))
+    (runs[3] / "job.json").write_text(json.dumps({"nodes": [f"node{clipboard}"], "log": f"{clipboard}.out"}))
+    (runs[0] / "done.json").write_text(json.dumps({"scores": {f"mean{clipboard}": 0.5}}))
+    assert run_main("status", out, "--files-only") == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\\x1b]52" in printed
+    (out / "table.md").write_text(f"| {clipboard} |\n")
+    follow.show_table(out, plan)
+    assert capsys.readouterr().out.startswith("\n| \\x1b]52;c;ZXZpbA==\\x07 |\n")
+
+
+def test_a_sentence_controls_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> int:
+        raise UserError("\x1b[2J is no\nname")
+
+    assert exit_code(main) == 2
+    assert capsys.readouterr().err == "error: \\x1b[2J is no name\n"

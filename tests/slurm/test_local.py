@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medslurm.local import Echo, follow_locally, last_error
+from medslurm.local import Echo, follow_locally, last_error, own_folder
 
 
 @pytest.mark.parametrize("devices", [None, "", "GPU-1b2c,3"])
@@ -34,6 +35,21 @@ def test_output_is_echoed_and_errors_are_told(tmp_path: Path, capsys: pytest.Cap
     assert not outcome.ok
     assert outcome.reason == "ValueError: invalid literal for int() with base 10: 'x'"
     assert outcome.log.is_file()
+
+
+def test_a_folder_of_pickles_is_its_owners_alone(tmp_path: Path) -> None:
+    """Nor can others rename it, and put another in its place; a link is not taken."""
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    sweep.chmod(0o2775)
+    own_folder(sweep / "jobs")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (sweep, sweep / "jobs")] == [0o2755, 0o700]
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    (sweep / "code").symlink_to(other)
+    with pytest.raises(PermissionError):
+        own_folder(sweep / "code")
+    assert stat.S_IMODE(other.stat().st_mode) == 0o755
 
 
 def test_the_last_error_is_found_above_what_submitit_adds() -> None:
