@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from medtrain.errors import NodeError, UserError
 from medtrain.files import write_text
+from medtrain.wording import shown
 
 # Names a file that all ranks can see. Rank 0 is given a free port by the system and tells the others there: no port is
 # chosen beforehand, so two jobs on one node can not collide.
@@ -64,6 +65,7 @@ def start(timeout_s: float = 1800) -> Ranks:
             )
         place = os.environ.get(RENDEZVOUS)
         store = _rendezvous_store(Path(place), rank, world) if place else next(rendezvous("env://"))[0]
+        _check_kind(store, rank, backend)
         hosts_s = timedelta(seconds=timeout_s)
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world,
                                 timeout=hosts_s if backend == "gloo" else hosts_s + AFTER_HOSTS,
@@ -75,6 +77,16 @@ def start(timeout_s: float = 1800) -> Ranks:
         if place and rank == 0:
             Path(place).unlink(missing_ok=True)
     return Ranks(rank, world, local, device)
+
+
+def _check_kind(store: Any, rank: int, backend: str) -> None:
+    """Raise NodeError where this rank would wait for the others in another way than rank 0, for ever."""
+    store.set(f"kind/{rank}", backend)
+    first = store.get("kind/0").decode()
+    if first != backend:
+        told = {"nccl": "can use a GPU", "gloo": "can use none"}
+        raise NodeError(f"{this_node()}: torch {told[backend]} there, and {told[first]} where rank 0 is: see that all "
+                        "nodes have the same driver and GPUs.")  # fmt: skip
 
 
 def this_node() -> str:
@@ -173,12 +185,15 @@ LOST_PARTNER_DELAY_S = 3.0
 
 
 def lost_partner(error: BaseException, step: int) -> str:
-    """What to say, some seconds later, of an error that only means that another rank died or does not answer in the
-    step after `step`; empty for other errors.
+    """What to say of an error of the ranks' network in the step after `step`: NCCL's own words, or, some seconds later,
+    that another rank died or does not answer; empty for other errors.
     """
     text = str(error)
     if not isinstance(error, dist.DistError) and "gloo/transport" not in text:
         return ""
+    if "NCCL error" in text and "ncclRemoteError" not in text:  # of this very rank, as when /dev/shm is full
+        say_failed()
+        return f"NCCL fails after step {step}: {_nccls_words(text)}"
     _tell("waits")
     with contextlib.suppress(KeyboardInterrupt):  # torchrun ends the rest
         time.sleep(LOST_PARTNER_DELAY_S)
@@ -191,6 +206,13 @@ def lost_partner(error: BaseException, step: int) -> str:
     if "imed out" in text or "timeout" in text.lower():
         return f"{named} does not answer after step {step}: see what it does there, or give a longer train.timeout_s"
     return f"{named} was lost after step {step}: its own message, or the kernel's (killed for memory?), says why"
+
+
+def _nccls_words(text: str) -> str:
+    """What NCCL says itself of an error: the lines after "Last error:", or the one that names its kind."""
+    last = text.partition("Last error:")[2].split("\n\n")[0]
+    kind = next((line for line in text.splitlines() if line.startswith("nccl")), text)
+    return shown(" ".join((last or kind).split()), 200)
 
 
 def _told() -> dict[int, str]:

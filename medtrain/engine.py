@@ -27,6 +27,7 @@ from medtrain.strategy import forwarding
 from medtrain.tables import to_markdown
 from medtrain.task import Task
 from medtrain.tracker import Tracker
+from medtrain.wording import listed
 from medtrain.writer import Writer
 
 
@@ -50,6 +51,7 @@ class Engine:
         torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
         model = task.build_model()
         self.strategy = make_strategy(model, task.parameter_groups(model), recipe, ranks)
+        self._check_alike(self.strategy.precision)
         check_convolutions(self.strategy.precision, ranks.device)
         self.ema = Ema(self.strategy.model, recipe.optim.ema) if recipe.optim.ema else None
         self.steps_per_epoch = task.epoch_length() / train.batch
@@ -61,6 +63,16 @@ class Engine:
         self.stop = stop
         self.profiled = profile if ranks.is_main else 0
         self.profile: Profile | None = None
+
+    @staticmethod
+    def _check_alike(precision: str) -> None:
+        """Raise UserError where ranks would train in different precisions: GPUs of two kinds may, by `auto`, and one
+        that scales its gradients would drown the others' without a word.
+        """
+        found = sorted(set(distributed.gather(precision)))
+        if len(found) > 1:
+            raise UserError(f"the processes' devices would train in {listed(found)}: --set train.precision=fp32, or "
+                            "take GPUs of one kind.")  # fmt: skip
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -144,6 +156,7 @@ class Engine:
         content = {"model": self.strategy.weights(), **self._about()}
         if self.ranks.is_main:
             divergence.record(self.run, self.recipe, self.task, first, row, self.ranks.world, content)
+        distributed.barrier()  # a rank that ended earlier would have the first one killed while it writes
         raise Failed(
             f"{self.run}: the gradients of {row} steps, {first} to {self.step - 1}, were not finite: lower optim.lr, "
             f"set optim.clip_norm, or see which case it is: python launch/replay.py {self.run}"
@@ -158,6 +171,8 @@ class Engine:
         for micro in range(train.accumulate):
             with meter.timed("data"):
                 batch = next(loader).to(self.ranks.device)
+            if micro == 0:  # before a host waits for its GPU, which waits for the other ranks'
+                distributed.sync_hosts()
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else strategy.accumulating():
                 with meter.timed("forward"):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
-from medtrain.distributed import Ranks
+from medtrain.distributed import Ranks, any_rank
 from medtrain.errors import UserError, out_of_memory
 from medtrain.graphs import Passes, passes_replayed
 from medtrain.precision import allow_tf32, autocast, autocasts, precision_for
@@ -229,6 +229,7 @@ class Single:
 
     def _compile(self, inputs: torch.Tensor) -> Any:
         """The first call of the compiled network, in which the compiler may fail."""
+        outputs, words = None, ""
         try:
             outputs = self.called(inputs)
         except Exception as error:  # compilers fail in many ways
@@ -238,6 +239,8 @@ class Single:
             if self.compiling != "try":
                 raise UserError(f"{words}: --set train.compile=try or off.") from error
             print(f"note: {words}; the run goes on without", flush=True)
+        # all or none: the first call may have told the other ranks of buffers, and so does a second one
+        if self.compiling == "try" and any_rank(bool(words)):
             self.compiling, self.called = "off", self.wrapped
             return self.called(inputs)
         self._compiled = True

@@ -26,7 +26,7 @@ MARGIN_S = 30
 UNTIL_KILLED_S = 3600
 # A job leaves so many nodes that lack what it asked for: where a third one does, all may.
 MOST_LEFT = 2
-# How long the other processes of a node wait for the one that asks to be started elsewhere.
+# How long the other processes of a node wait for the first one to ask to be started elsewhere.
 UNTIL_ASKED_S = 60
 
 
@@ -92,9 +92,8 @@ class ThisJob:
         are broken would else take a task after another. Ends this process, unless the job has left MOST_LEFT nodes or
         SLURM refuses.
         """
-        if self.local_rank:
+        if self.local_rank:  # the first one asks, unless its own GPU is sound
             time.sleep(UNTIL_ASKED_S)
-            return
         path = Path(os.environ["SUBMITIT_FOLDER"], f".left-{self.raw}")
         left = path.read_text(encoding="utf-8").split() if path.is_file() else []
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes with the requeue

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
-from medtrain.distributed import any_rank, demand_gpus, device_index, start
+from medtrain.distributed import any_rank, demand_gpus, device_index, lost_partner, start
 from medtrain.errors import NodeError, UserError
 
 MEET = """
@@ -46,18 +47,20 @@ except RuntimeError as error:
 """
 
 
+def with_rank(rank: int, code: str, meet: Path, *arguments: str, **pipes: int) -> "subprocess.Popen[str]":
+    """One of two processes that meet."""
+    told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost",
+            "MEDTRAIN_RENDEZVOUS": meet, "OMP_NUM_THREADS": 1}  # fmt: skip
+    environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+    environment.pop("MASTER_PORT", None)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, env=environment, **pipes)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("call", ["sync_hosts", "gather", "barrier"])
 def test_hosts_do_not_wait_for_as_long_as_their_gpus(tmp_path: Path, call: str) -> None:
     """What ranks say to each other goes over the hosts' group: one that hangs is told in a sentence."""
-    processes = []
-    for rank in range(2):
-        told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost",
-                "MEDTRAIN_RENDEZVOUS": tmp_path / "meet", "OMP_NUM_THREADS": 1}  # fmt: skip
-        environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
-        environment.pop("MASTER_PORT", None)
-        processes.append(subprocess.Popen([sys.executable, "-c", HOSTS, call], stdout=subprocess.PIPE, text=True,
-                                          env=environment))  # fmt: skip
+    processes = [with_rank(rank, HOSTS, tmp_path / "meet", call, stdout=subprocess.PIPE) for rank in range(2)]
     text, _ = processes[0].communicate(timeout=400)
     processes[1].wait(timeout=400)
     assert text.startswith("rank 1 does not answer after step 7: ")
@@ -104,6 +107,50 @@ def test_gpus_without_nccl_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
     with pytest.raises(UserError, match="without NCCL, which 2 processes on GPUs need"):
         start()
+
+
+SHM = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled system error (run with
+NCCL_DEBUG=INFO for details), NCCL version 2.28.9
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-kXbJ2z (size 33030528), error: No space left on device (28)"""
+
+
+def test_what_nccl_lacks_on_this_very_rank_is_no_other_ranks_death() -> None:
+    told = lost_partner(DistBackendError(SHM), 0)
+    assert told.startswith("NCCL fails after step 0: Error while creating shared memory segment /dev/shm/nccl-")
+    assert told.endswith("No space left on device (28)")
+
+
+KINDS = """
+import sys, time
+from pathlib import Path
+from medtrain import distributed
+ended = Path(sys.argv[1])
+def init(*arguments, **options):
+    while not ended.exists():
+        time.sleep(0.1)
+    raise SystemExit("meets the others")
+distributed.dist.init_process_group = init
+if distributed.os.environ["RANK"] == "1":  # as on a node whose GPUs work, beside one whose do not
+    distributed.torch.cuda.is_available = lambda: True
+    distributed.torch.cuda.device_count = lambda: 2
+    distributed.dist.is_nccl_available = lambda: True
+    distributed._try = lambda device: None
+try:
+    distributed.start()
+finally:
+    ended.touch()
+"""
+
+
+@pytest.mark.distributed
+def test_a_node_whose_gpus_do_not_work_does_not_wait_for_others_whose_do(tmp_path: Path) -> None:
+    meet, ended = tmp_path / "meet", str(tmp_path / "ended")
+    processes = [with_rank(rank, KINDS, meet, ended, stderr=subprocess.PIPE) for rank in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert "meets the others" in said[0]
+    assert "torch can use a GPU there, and can use none where rank 0 is" in said[1]
 
 
 @pytest.fixture

@@ -154,7 +154,9 @@ def test_inside_a_container_the_batch_script_requeues(
 
 
 LEFT = """
+from medslurm import job
 from medslurm.job import this_job
+job.UNTIL_ASKED_S = 0.1
 print("listening", flush=True)
 this_job().leave_node()
 print("stays", flush=True)
@@ -167,8 +169,8 @@ def test_a_node_that_lacks_what_was_asked_for_is_left(
     """With the array's waiting tasks, which users' own exclusions keep; the third such node is not left."""
     monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
     (slurm / "scontrol_job.txt").write_text("JobId=812 ArrayJobId=810 ReqNodeList=(null) ExcNodeList=gpu[11-12] X=1\n")
-    for _ in range(2):
-        assert ended(start(LEFT)) == (0, "requeued job 810_2\n")
+    for rank in range(2):  # one that is not the first of its node asks, too, where the first one did not
+        assert ended(start(LEFT, rank=rank)) == (0, "requeued job 810_2\n")
     asked = [words for words in fake_slurm.calls(slurm, "scontrol") if words[0] != "-o"]
     assert asked == 2 * [["requeue", "810_2"], ["update", "JobId=810", "ExcNodeList=gpu[11-12],gpu04"]]
     assert ended(start(LEFT)) == (0, "stays\n")
