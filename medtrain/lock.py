@@ -5,15 +5,16 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from medtrain.errors import UserError
-from medtrain.files import beside, file_stamp, parse_json
+from medtrain.files import beside, parse_json
 from medtrain.wording import shown
 
 NAME = "lock.json"
@@ -111,15 +112,18 @@ def _user() -> str:
 def _beat(path: Path, ended: threading.Event, text: str) -> None:
     while not ended.wait(BEAT_S):
         try:
-            if _is_own(path, text):
+            there = _content(path)
+            if there == text.encode():
                 os.utime(path)
+            elif there is not None:
+                _lost(path)
         except OSError:  # a network file system that does not answer may do so again
             continue
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who holds the lock of a folder, or None; `stale` tells whether its owner is dead."""
-    path = folder / NAME
+    path, age = folder / NAME, 0.0
     try:
         age = time.time() - path.stat().st_mtime
         told = parse_json(path)
@@ -169,19 +173,45 @@ def _lives(pid: int, started: str) -> bool:
     return True
 
 
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _touched(path: Path) -> tuple[int, int] | None:
+    """Which file it is, and when it was touched last. Opened first, for which network file systems ask the server; what
+    they know of a file without, may be a minute old.
+    """
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def _lost(path: Path) -> NoReturn:
+    """End this process, which was taken for dead: two must not write into a folder."""
+    print(f"error: {path} is another process's by now: this one ends", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def _removed_stale(path: Path, ended_s: float, ticket: str) -> bool:
     """Remove a stale lock; False where one of another machine was waited for a moment instead."""
+    text = _content(path)  # what is judged is what may be taken away
     held = holder(path.parent)
-    if held is None:
+    if held is None or text is None:
         return True
     if ticket and held.get("ticket") == ticket and not held["there"]:
         held["stale"] = True
     if held["stale"] and not held["there"]:
         # by the clock alone, which may have been set: one that is alive touches its lock meanwhile
-        before, ended = file_stamp(path), time.monotonic() + WATCH_BEATS * BEAT_S
-        while file_stamp(path) == before and time.monotonic() < ended:
+        before, ended = _touched(path), time.monotonic() + WATCH_BEATS * BEAT_S
+        while _touched(path) == before and time.monotonic() < ended:
             time.sleep(BEAT_S / 20)
-        held["stale"] = file_stamp(path) == before
+        held["stale"] = _touched(path) == before
     if not held["stale"] and not held["there"] and time.monotonic() < ended_s:
         time.sleep(BEAT_S / 4)
         return False
@@ -193,7 +223,6 @@ def _removed_stale(path: Path, ended_s: float, ticket: str) -> bool:
     # renamed first: of two that find it stale only one takes it away, and gives it back if another was quicker
     aside = beside(path)
     try:
-        text = path.read_bytes()
         os.rename(path, aside)
         if aside.read_bytes() != text:
             os.link(aside, path)

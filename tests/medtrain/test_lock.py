@@ -1,10 +1,12 @@
 """The lock of a sweep folder: one holder, told by name; dead ones are recognised."""
 
+import errno
 import json
 import multiprocessing
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -203,13 +205,49 @@ def test_an_earlier_turn_of_the_same_work_is_taken_over_unless_it_lives(
             holder_elsewhere.join()
 
 
-def test_a_lock_that_another_has_taken_over_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.05)
-    with locked(tmp_path, "mine"):
-        path = write(tmp_path, host="other", age_s=1000)
-        time.sleep(0.3)
-        assert time.time() - path.stat().st_mtime > 900
-    assert json.loads(path.read_text())["host"] == "other"
+TAKEN = """
+import sys, time
+from pathlib import Path
+from medtrain import lock
+lock.BEAT_S = 0.05
+with lock.locked(Path(sys.argv[1]), "mine"):
+    (Path(sys.argv[1]) / lock.NAME).write_text('{"host": "other"}')
+    time.sleep(20)
+print("went on")
+"""
+
+
+def test_one_whose_lock_another_has_taken_over_ends_and_leaves_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TAKEN, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / NAME} is another process's by now: this one ends\n"
+    assert json.loads((tmp_path / NAME).read_text()) == {"host": "other"}
+
+
+def test_a_lock_that_was_taken_over_meanwhile_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the verdict that it is stale and its removal, another process was quicker."""
+    write(tmp_path, pid=dead_pid())
+    judge, quicker = lock.holder, []
+
+    def judged(folder: Path) -> dict[str, object] | None:
+        held = judge(folder)
+        if not quicker:
+            quicker.append(write(tmp_path, doing="being quicker", started=lock._started(os.getpid())))
+        return held
+
+    monkeypatch.setattr(lock, "holder", judged)
+    with pytest.raises(UserError, match="is being quicker"), locked(tmp_path, "mine"):
+        pass
+
+
+def test_a_file_system_that_fails_for_a_moment_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, host="other")
+    monkeypatch.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+    held = holder(tmp_path)
+    assert held is not None
+    assert held["stale"] is False
 
 
 def test_who_is_waited_for_is_told(
