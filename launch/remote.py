@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,11 @@ from medslurm import commands, snapshot, submit
 from medslurm.cluster import HERE, Cluster, minutes, read_cluster, remembered
 from medslurm.commands import ClusterError
 from medslurm.local import own_folder
+from medslurm.submit import Array
 from medtrain.errors import UserError
 from medtrain.files import read_json
 from medtrain.lock import locked
+from medtrain.processes import signals_wait
 
 
 @contextlib.contextmanager
@@ -181,7 +184,7 @@ class Submission:
     @property
     def is_prepared(self) -> bool:
         """Whether the data are prepared, or will be by a job that is under way."""
-        there = (self.out / "prepared.json").is_file() and any(self.out.glob("*.h5"))
+        there = (self.out / "prepared.json").is_file() and (self.out / self.plan["cache"]).is_file()
         return there or self._lives(latest(self.submitted, "prepare").get(""))
 
     def _lives(self, job: Submitted | None) -> bool:
@@ -211,31 +214,43 @@ class Submission:
             raise ClusterError(words) from None
 
     def _submit(self, jobs: Jobs) -> None:
-        """Submit in order, noting each array at once, so that a crash in between loses no job."""
+        """Submit in order, noting what each call of sbatch took at once, so that a crash in between loses no job."""
         code = snapshot.take(self.out / "code", packages())
         folder, cluster = self.out / "jobs", jobs.cluster
         under_way = [job for job in self.submitted if self._lives(job)]
 
-        def note(kind: str, ids: Sequence[str], folders: Sequence[str]) -> None:
-            add_jobs(self.out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
-                                for job, name in zip(ids, folders, strict=True)])  # fmt: skip
-            print(f"submitted {kind}: job {ids[0].split('_')[0]}" + (f", {len(ids)} tasks" if len(ids) > 1 else ""),
-                  flush=True)  # fmt: skip
+        def take(kind: str, array: Array, names: Sequence[str], after: str) -> list[str]:
+            taken: list[str] = []
+            parts = submit.submit(cluster, array, folder, code, after)
+            while len(taken) < len(names):
+                with signals_wait(signal.SIGTERM, signal.SIGHUP):
+                    ids = next(parts)
+                    _note(self.out, [Submitted(kind, job, name, str(submit.log_of(folder, job)), code.name)
+                                     for job, name in zip(ids, names[len(taken) :], strict=False)])  # fmt: skip
+                taken += ids
+                many = f", {len(ids)} tasks" if len(ids) > 1 else ""
+                print(f"submitted {kind}: job {ids[0].split('_')[0]}{many}", flush=True)
+            return taken
 
         first = submit.after("afterok", [job.job for job in under_way if job.kind == "prepare"])
         if jobs.prepare:
-            ids = submit.submit(cluster, jobs.prepare, folder, code)
-            note("prepare", ids, [""])
-            first = submit.after("afterok", ids)
+            first = submit.after("afterok", take("prepare", jobs.prepare, [""], ""))
         waiting = [job.job for job in under_way if job.kind != "finish"]
         for array in jobs.arrays:
-            ids = submit.submit(cluster, array, folder, code, first)
-            note("train", ids, [Path(call.out).name for call in array.calls])
-            waiting += ids
-        note("finish", submit.submit(cluster, jobs.finish, folder, code, submit.after("afterany", waiting)), [""])
+            waiting += take("train", array, [Path(call.out).name for call in array.calls], first)
+        take("finish", jobs.finish, [""], submit.after("afterany", waiting))
         old = latest(self.submitted, "finish").get("")
         if old and self._lives(old):  # the new one waits for what the old one waited for, too
             commands.cancel(commands.live([old.job], folder))
+
+
+def _note(out: Path, jobs: Sequence[Submitted]) -> None:
+    """Add to jobs.csv; jobs that can not be noted are cancelled, as nothing would know of them."""
+    try:
+        add_jobs(out, jobs)
+    except OSError:
+        commands.cancel(job.job for job in jobs)
+        raise
 
 
 def packages() -> dict[str, Path]:

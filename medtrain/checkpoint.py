@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from medtrain.errors import UserError
+from medtrain.errors import Failed, UserError, out_of_memory
 from medtrain.files import beside, replacing
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
@@ -67,13 +67,17 @@ def newest(run: Path) -> tuple[Path, str] | None:
 
 
 def check(path: Path) -> None:
-    """Compare every record of a checkpoint with its checksum, in bounded memory and time; raises UserError."""
+    """Compare every record of a checkpoint with its checksum, in bounded memory and time; raises UserError where it is
+    damaged, Failed where the disk or network does not give it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             # torch packs nothing: what unpacks to more than its own bytes was made to harm
             packed = sum(record.file_size for record in archive.infolist()) > path.stat().st_size
             damaged = "the file itself" if packed else archive.testzip()
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a place that no file has
+            raise Failed(f"{path} can not be read ({error.strerror}): run the same command again.") from None
         damaged = "the file itself"
     if damaged is not None:
         raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.")
@@ -86,7 +90,9 @@ def load(path: Path) -> dict[str, Any]:
     check(path)  # torch compares no checksum
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch's reader raises whatever the bytes make it stumble over
+    except Exception as error:  # torch's reader raises whatever the bytes make it stumble over
+        if out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged or no checkpoint of this program: remove it or copy it again.") from None
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path} is no checkpoint of this program: name a run's own file.")

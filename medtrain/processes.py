@@ -42,13 +42,13 @@ def stay_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGUSR2 wait for the end of the block, and never reach processes that are started in it: children that
-    have not yet called `stay_with_parent` would die of them, with tracebacks. SIGTERM, by which libraries end their
-    children, does not wait.
+def signals_wait(*more: signal.Signals) -> Iterator[None]:
+    """Ctrl-C and SIGUSR2 (and `more`) wait for the end of the block, and never reach processes that are started in it:
+    children that have not yet called `stay_with_parent` would die of them, with tracebacks. SIGTERM, by which libraries
+    end their children, does not wait.
     """
     resource_tracker.ensure_running()  # started inside it would let the signals in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR2))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR2, *more))
     try:
         yield
     finally:

@@ -176,9 +176,11 @@ class Warned:
 
     def _give_up(self) -> None:
         print(f"no step ended within {self.patience_s:.0f} s of the warning", flush=True)
-        if self.stuck:
-            self.stuck()
-        self.job.leave(WARNING)
+        try:
+            if self.stuck:
+                self.stuck()
+        finally:  # also where a full disk, say, keeps it from being noted
+            self.job.leave(WARNING)
 
 
 def patience(signal_s: int) -> float:

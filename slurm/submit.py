@@ -169,19 +169,18 @@ def _to_blame(words: str, cluster: Cluster, array: Array) -> str:
     return _key("partition", cluster, array)
 
 
-def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> list[str]:
-    """Submit in as few calls of sbatch as the controller's MaxArraySize allows; returns the job id of each call in
-    order, such as 12_0, 12_1 (or 12 for a single one). Raises ClusterError in SLURM's words.
+def submit(cluster: Cluster, array: Array, folder: Path, code: Path, after: str = "") -> Iterator[list[str]]:
+    """Submit in as few calls of sbatch as the controller's MaxArraySize allows; yields after each of them the job ids
+    of its calls in order, such as 12_0, 12_1 (or 12 for a single one). Raises ClusterError in SLURM's words.
     """
     most = most_tasks()
     parts = [array.calls[start : start + most] for start in range(0, len(array.calls), most)]
     share = -(-array.throttle // len(parts)) if array.throttle else 0
-    jobs: list[str] = []
     for part in parts:
         made = executor(cluster, replace(array, calls=part, throttle=share), folder, code, after)
         with _clean(array.on(cluster)):
-            jobs += [job.job_id for job in _retried(made, part)]
-    return jobs
+            jobs = _retried(made, part)
+        yield [job.job_id for job in jobs]
 
 
 def most_tasks() -> int:

@@ -59,6 +59,9 @@ def sbatch(folder: Path, words: list[str]) -> int:
         test = folder / "refuse_test.txt"
         return fail(f"sbatch: error: {test.read_text()}") if test.exists() else 0
     number = 100 + len(list(folder.glob("script_*.sh")))
+    last = folder / "last.txt"  # of those that the site's limit allows
+    if last.exists() and number > int(last.read_text()):
+        return fail("sbatch: error: QOSMaxSubmitJobPerUserLimit")
     (folder / f"script_{number}.sh").write_text(Path(words[-1]).read_text())
     print(f"Submitted batch job {number}")
     return 0

@@ -1,6 +1,7 @@
 """Sweeps for a cluster: plan, dry run, budget, submission, resume, refusals; SLURM's programs are stand-ins."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -217,6 +218,30 @@ def test_cancel(slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.Capt
     assert "2 jobs of" in printed
     assert "1 jobs that jobs.csv names work for another folder and were left alone" in printed
     assert fake_slurm.calls(slurm, "scancel") == [["101", "103"]]
+
+
+def test_what_was_submitted_before_a_refusal_is_noted(
+    slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an array in parts, too."""
+    out = tmp_path / "s"
+    (slurm / "max_array.txt").write_text("2")
+    (slurm / "last.txt").write_text("102")
+    typed = words(slurm, phantoms, out, "--models", "segresnet", "--seeds", 5)
+    assert run_main(*typed) == 2
+    assert "What was submitted before that stays; once mended, --resume" in capsys.readouterr().err
+    assert [job["job"] for job in jobs(out)] == ["100", "101_0", "101_1", "102_0", "102_1"]
+
+
+def test_jobs_that_can_not_be_noted_are_cancelled(
+    slurm: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(out: Path, new: object) -> None:
+        raise OSError(errno.EDQUOT, "quota", str(out / "jobs.csv"))
+
+    monkeypatch.setattr("medlaunch.remote.add_jobs", full)
+    assert run_main(*words(slurm, phantoms, tmp_path / "s")) == 2
+    assert fake_slurm.calls(slurm, "scancel") == [["100"]]
 
 
 def test_a_job_file_that_names_no_jobs_is_damaged(

@@ -1,5 +1,6 @@
 """Checkpoints: the one before is kept, damage is found by checksum and set aside, nothing in them is executed."""
 
+import errno
 import os
 import pickle
 import zipfile
@@ -13,7 +14,7 @@ import torch
 from medlaunch.run import run
 from medseg.recipes import SegRecipe
 from medtrain import checkpoint
-from medtrain.errors import Stopped, UserError
+from medtrain.errors import Failed, Stopped, UserError
 
 
 def save(folder: Path, step: int, **options: object) -> None:
@@ -144,3 +145,17 @@ def test_a_checkpoint_with_a_payload_is_refused_and_not_executed(tmp_path: Path,
     with pytest.raises(UserError, match=r"bad\.pt is damaged or no checkpoint of this program"):
         checkpoint.load(path)
     assert not target.exists()
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An intact checkpoint is not set aside, nor is its removal advised, because a network was away."""
+    for name in (checkpoint.PREVIOUS, checkpoint.LAST):
+        checkpoint.save(tmp_path / name, {"model": {}})
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("zipfile.ZipFile.testzip", fail)
+    with pytest.raises(Failed, match=r"checkpoint_last\.pt can not be read \(Input/output error\): run the same"):
+        checkpoint.newest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.LAST, checkpoint.PREVIOUS]

@@ -5,6 +5,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_slurm
 import pytest
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.slurm
 
 def array(count: int = 1, **options: object) -> Array:
     return Array("it's a job", [functools.partial(print, n) for n in range(count)], **options)  # type: ignore[arg-type]
+
+
+def submitted(*arguments: Any) -> list[str]:
+    """The ids of all calls of sbatch."""
+    return [job for ids in submit.submit(*arguments) for job in ids]
 
 
 def test_the_script_asks_for_what_the_cluster_gives(slurm: Path, tmp_path: Path) -> None:
@@ -51,12 +57,12 @@ def test_the_script_asks_for_what_the_cluster_gives(slurm: Path, tmp_path: Path)
 
 def test_arrays_are_split_and_the_throttle_is_shared(slurm: Path, tmp_path: Path) -> None:
     (slurm / "max_array.txt").write_text("4")
-    jobs = submit.submit(Cluster(name="lab"), array(10, throttle=5), tmp_path / "jobs", tmp_path)
+    jobs = submitted(Cluster(name="lab"), array(10, throttle=5), tmp_path / "jobs", tmp_path)
     assert jobs == [*(f"100_{n}" for n in range(4)), *(f"101_{n}" for n in range(4)), "102_0", "102_1"]
     assert [fake_slurm.array_of(text) for text in fake_slurm.scripts(slurm)] == ["0-3%2", "0-3%2", "0-1%2"]
     assert submit.after("afterany", jobs) == "afterany:100:101:102"
     assert submit.after("afterok", []) == ""
-    assert submit.submit(Cluster(name="lab"), array(1), tmp_path / "jobs", tmp_path) == ["103"]
+    assert submitted(Cluster(name="lab"), array(1), tmp_path / "jobs", tmp_path) == ["103"]
     assert submit.log_of(tmp_path / "jobs", "103").name == "103_0_log.out"
     assert len(list((tmp_path / "jobs").glob("*_submitted.pkl"))) == 11
 
@@ -68,7 +74,7 @@ def test_a_batch_jobs_variables_are_hidden_but_not_where_the_controller_is(
     monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
     (slurm / "bin" / "sbatch").write_text('#!/bin/sh\necho "job 5 ${SLURM_JOB_ID:-none} $SLURM_CONF" >&2; env >"'
                                           f'{tmp_path}/seen"; echo Submitted batch job 5\n')  # fmt: skip
-    submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
+    submitted(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
     seen = (tmp_path / "seen").read_text()
     assert "SLURM_JOB_ID=" not in seen
     assert "SLURM_CONF=/etc/x.conf" in seen
@@ -80,7 +86,7 @@ def test_users_defaults_do_not_override_what_a_job_asks_for(
     for name in ("SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SBATCH_ACCOUNT", "SQUEUE_PARTITION"):
         monkeypatch.setenv(name, "other")
     monkeypatch.setenv("SLURM_CLUSTERS", "second")
-    submit.submit(Cluster(name="lab", partition="gpu"), array(), tmp_path / "jobs", tmp_path)
+    submitted(Cluster(name="lab", partition="gpu"), array(), tmp_path / "jobs", tmp_path)
     seen = fake_slurm.environment(slurm, "sbatch")
     assert {name for name in seen if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT"}  # the cluster names none
     assert seen["SLURM_CLUSTERS"] == "second"
@@ -122,7 +128,7 @@ def test_nodes_that_are_away_are_waited_for(slurm: Path, tmp_path: Path, capsys:
     (slurm / "sinfo.txt").write_text("2\n1\n")
     submit.check(lab, array(), tmp_path)
     assert "3 are down or drained: it waits" in capsys.readouterr().out
-    assert submit.submit(lab, array(), tmp_path / "jobs", tmp_path) == ["100"]
+    assert submitted(lab, array(), tmp_path / "jobs", tmp_path) == ["100"]
 
 
 def test_sbatch_is_tried_again_while_the_controller_is_down(
@@ -130,11 +136,11 @@ def test_sbatch_is_tried_again_while_the_controller_is_down(
 ) -> None:
     monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
     (slurm / "down").write_bytes(b"xxx")
-    assert submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path) == ["100"]
+    assert submitted(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path) == ["100"]
     monkeypatch.setattr(commands, "PATIENCE_S", 0)
     (slurm / "refuse.txt").write_text("Batch job submission failed: Job violates accounting/QOS policy")
     with pytest.raises(ClusterError, match=r"sbatch refuses: .*Job violates accounting/QOS policy"):
-        submit.submit(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
+        submitted(Cluster(name="lab"), array(), tmp_path / "jobs", tmp_path)
 
 
 @pytest.mark.parametrize(
