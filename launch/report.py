@@ -106,8 +106,11 @@ def standings(sweep: Path, plan: Mapping[str, Any], states: Mapping[str, JobStat
 def _standing(sweep: Path, member: Mapping[str, Any], submitted: Submitted | None,
               states: Mapping[str, JobState]) -> Standing:  # fmt: skip
     run = sweep / member["folder"]
-    status, job, done, failed = (_maybe(run / f"{name}.json") for name in ("status", "job", "done", "failed"))
     slurm = states.get(submitted.job) if submitted else None
+    done, job = (_maybe(run / f"{name}.json") for name in ("done", "job"))
+    # a thousand members are looked at again and again: what is done, or never began, is asked for no more
+    settled = (done and not done.get("damaged")) or (slurm and slurm.active and slurm.state != "RUNNING" and not job)
+    status, failed = ({}, {}) if settled else (_maybe(run / f"{name}.json") for name in ("status", "failed"))
     scores = done.get("scores") or status.get("scores") or {}
     name, value = next(iter(scores.items()), ("", 0.0))
     log = job.get("log") or (submitted.log if submitted else "")

@@ -35,15 +35,23 @@ medtrain_env() {
             echo "error: $venv is the environment of $other: give another MEDTRAIN_VENV, or use that checkout." >&2
             return 2
         fi
+        if [ -z "${MEDTRAIN_UPGRADE:-}" ] && grep -qsE '^[0-9a-f]{16} ' "$venv/.medtrain" &&
+            ! grep -qsxF "$stamp $root" "$venv/.medtrain"; then
+            echo "error: $venv was installed for another version of this checkout, and jobs may be using it:" \
+                "run 'bash slurm/install.sh' once none does." >&2
+            return 2
+        fi
         mkdir -p "$(dirname "$venv")"
         exec 9>"$venv.lock"
         # two jobs of one checkout do not install at once
-        flock 9 2>/dev/null || echo "note: $venv.lock can not be locked on this file system: install from one shell at a time"
+        flock 9 2>/dev/null || medtrain_wait "$venv.installing" || return 2
         if ! medtrain_has "$venv" "$stamp $root" "$extras"; then
             # what was there stays
             extras=$(printf '%s\n' ${extras//,/ } $(sed 1d "$venv/.medtrain" 2>/dev/null) | sort -u | paste -sd, -)
             python=$(medtrain_python) || return 2
             echo "installing into $venv (once, a few minutes)"
+            # cut off from here on it is not whole
+            [ ! -f "$venv/.medtrain" ] || sed -i '1s/.*/being installed/' "$venv/.medtrain"
             "$python" -m venv "$venv" || return 1
             if ! "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c "$root/constraints.txt" \
                 -e "$root${extras:+[$extras]}"; then
@@ -54,10 +62,32 @@ medtrain_env() {
             printf '%s\n' "$stamp $root" ${extras//,/ } >"$venv/.medtrain"
         fi
         exec 9>&-
+        medtrain_let_go
     fi
     # shellcheck disable=SC1091
     . "$venv/bin/activate"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-$(nproc)}}
+}
+
+# medtrain_wait FOLDER: a lock for file systems without flock: who makes the folder has it until its shell ends
+medtrain_wait() {
+    local end=$((SECONDS + ${MEDTRAIN_WAIT_S:-1800})) told=
+    until mkdir "$1" 2>/dev/null; do
+        if [ $SECONDS -ge $end ]; then
+            echo "error: another shell seems to install there: remove the folder $1 if none does." >&2
+            return 2
+        fi
+        [ -n "$told" ] || echo "waiting for another shell that installs there ($1)"
+        told=1
+        sleep 2
+    done
+    MEDTRAIN_LOCK=$1
+    trap medtrain_let_go EXIT
+}
+
+medtrain_let_go() {
+    [ -z "${MEDTRAIN_LOCK:-}" ] || rmdir "$MEDTRAIN_LOCK"
+    MEDTRAIN_LOCK=
 }
 
 # medtrain_has VENV STAMP EXTRAS: whether all of it was installed there

@@ -14,6 +14,7 @@ case ${1:-} in
 *) echo "error: install.sh takes no option $1: see its --help." >&2 && exit 2 ;;
 esac
 root=$(medtrain_root)
+MEDTRAIN_UPGRADE=1
 medtrain_env "$root"
 python - <<'END'
 import torch

@@ -6,6 +6,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../slurm/env.sh"
 root=$(medtrain_root)
 export MEDTRAIN_EXTRAS=test
+MEDTRAIN_UPGRADE=1
 medtrain_env "$root"
 bash "$here/system/install_slurm.sh"
 cd "$root"

@@ -32,10 +32,14 @@ class Checkout:
 
     def install(self, **environment: str) -> subprocess.CompletedProcess[str]:
         """`bash slurm/install.sh`."""
+        return self.shell(f"bash {self.root}/slurm/install.sh", **environment)
+
+    def shell(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A script with nobody's own settings."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MEDTRAIN_", "SLURM_"))}
         paths = {"PATH": f"{self.home / 'bin'}:{os.environ['PATH']}", "HOME": str(self.home), "VIRTUAL_ENV": "here"}
-        return subprocess.run(["bash", str(self.root / "slurm" / "install.sh")], capture_output=True, text=True,
-                              check=False, env={**kept, **paths, **environment})  # fmt: skip
+        return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False,
+                              env={**kept, **paths, **environment})  # fmt: skip
 
     def asked(self) -> list[str]:
         """The packages of each call of pip."""
@@ -64,6 +68,50 @@ def test_what_is_there_is_used_without_a_lock(checkout: Checkout) -> None:
     checkout.install()
     lock = checkout.root / ".venv.lock"
     lock.unlink()
+    assert checkout.install().returncode == 0
+    assert not lock.exists()
+
+
+def test_an_environment_that_jobs_may_use_is_renewed_by_install_alone(checkout: Checkout) -> None:
+    checkout.install()
+    with (checkout.root / "constraints.txt").open("a") as file:
+        file.write("# another version\n")
+    job = f". {checkout.root}/slurm/env.sh; medtrain_env {checkout.root}"
+    done = checkout.shell(job)
+    assert done.returncode == 2
+    assert "run 'bash slurm/install.sh' once none does" in done.stderr
+    assert checkout.install().returncode == 0
+    assert checkout.shell(job).returncode == 0
+    assert len(checkout.asked()) == 2
+
+
+def test_an_installation_that_was_cut_off_is_not_taken_for_whole(checkout: Checkout) -> None:
+    """Neither by the version before, to which the checkout may have gone back."""
+    before = (checkout.root / "constraints.txt").read_text()
+    checkout.install(MEDTRAIN_EXTRAS="test")
+    (checkout.root / "constraints.txt").write_text(before + "# another version\n")
+    (checkout.home / "no_internet").touch()
+    assert checkout.install().returncode != 0
+    (checkout.root / "constraints.txt").write_text(before)
+    (checkout.home / "no_internet").unlink()
+    assert "installing into" in checkout.install().stdout
+    assert checkout.asked() == [f"{checkout.root}[test]"] * 2
+
+
+def test_without_flock_a_folder_is_the_lock(checkout: Checkout) -> None:
+    flock = checkout.home / "bin" / "flock"
+    flock.write_text("#!/bin/sh\nexit 1\n")
+    flock.chmod(0o755)
+    lock = checkout.root / ".venv.installing"
+    lock.mkdir()
+    done = checkout.install(MEDTRAIN_WAIT_S="0")
+    assert done.returncode == 2
+    assert f"remove the folder {lock} if none does" in done.stderr
+    lock.rmdir()
+    (checkout.home / "no_internet").touch()
+    assert checkout.install().returncode != 0
+    assert not lock.exists()  # also of one that failed
+    (checkout.home / "no_internet").unlink()
     assert checkout.install().returncode == 0
     assert not lock.exists()
 
