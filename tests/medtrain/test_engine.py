@@ -286,3 +286,13 @@ def test_more_processes_than_samples_are_refused(cache: Path, tiny: Tiny, tmp_pa
     task = SegTask(recipe, Cache(cache))
     with pytest.raises(UserError, match=r"4096 processes for the \d+ samples of an epoch: start fewer, or add cases"):
         Engine(recipe, task, tmp_path, Ranks(0, 4096, 0, torch.device("cpu")))
+
+
+def test_ranks_that_would_train_in_different_precisions_are_refused(
+    cache: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is fp16 on an older GPU and bf16 on a newer one; averaged, one's gradients would drown the other's."""
+    monkeypatch.setattr("medtrain.distributed.gather", lambda value: [value, "fp16"])
+    recipe = tiny()
+    with pytest.raises(UserError, match=r"would train in fp16, fp32: --set train\.precision=fp32, or take GPUs"):
+        Engine(recipe, SegTask(recipe, Cache(cache)), tmp_path / "run", Ranks(0, 1, 0, torch.device("cpu")))
