@@ -90,7 +90,7 @@ class TrainJob:
         failed = out / "failed.json"
         before = file_stamp(failed)
         try:
-            with held(out, f"SLURM job {job.raw}" if job else ""):  # the number stays when it is requeued
+            with held(out):
                 if is_rank_0():
                     if file_stamp(failed) == before:  # else it is of another rank of this start
                         failed.unlink(missing_ok=True)

@@ -27,13 +27,12 @@ def is_rank_0() -> bool:
 
 
 @contextlib.contextmanager
-def held(out: Path, ticket: str = "") -> Iterator[None]:
+def held(out: Path) -> Iterator[None]:
     """The run folder is this run's alone inside: rank 0, which writes there, holds its lock. It is taken before the
-    ranks meet, so that none waits in a collective for it; raises InUseError that names the holder. `ticket`: see
-    `locked`.
+    ranks meet, so that none waits in a collective for it; raises InUseError that names the holder.
     """
     if is_rank_0():
-        with locked(out, "training there", PATIENCE_S, ticket):
+        with locked(out, "training there", PATIENCE_S):
             yield
     else:
         yield

@@ -30,16 +30,16 @@ class InUseError(UserError):
 
 
 @contextmanager
-def locked(folder: Path, doing: str, patience_s: float = 0, ticket: str = "") -> Iterator[None]:
+def locked(folder: Path, doing: str, patience_s: float = 0) -> Iterator[None]:
     """Hold the lock of a folder while `doing` something; raises InUseError that names the holder.
 
     A lock is stale where its process is dead on this machine, or where its owner elsewhere has not touched it for two
     minutes; a stale one is taken over. One that is held elsewhere is waited for `patience_s`: its owner may have been
-    killed a moment ago, as when a job starts again on another node. `ticket` names a SLURM job, say: a lock with the
-    same one (not "") is of this work before it was requeued, and is taken over once it is seen not to be touched.
+    killed a moment ago, as when a job starts again on another node. One of the same SLURM job is of this work before
+    it was requeued, and is taken over once it is seen not to be touched.
     """
     fresh = not folder.exists()
-    path = folder / NAME
+    path, ticket = folder / NAME, os.environ.get("SLURM_JOB_ID", "")
     text = json.dumps({
         "host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "started": _started(os.getpid()),
         "user": _user(), "doing": doing, "since": time.time(), "ticket": ticket, "id": secrets.token_hex(8),

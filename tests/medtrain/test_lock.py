@@ -186,18 +186,20 @@ def test_an_earlier_turn_of_the_same_work_is_taken_over_unless_it_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.3)
-    path, ended = write(tmp_path, host="other", ticket="SLURM job 7"), threading.Event()
+    path, ended = write(tmp_path, host="other", ticket="7"), threading.Event()
     holder_elsewhere = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: ended.wait(0.05), True)])
-    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine", ticket="SLURM job 8"):
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
         pass
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     if alive:
         holder_elsewhere.start()
     try:
         if alive:
-            with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine", ticket="SLURM job 7"):
+            with pytest.raises(UserError, match="is in use"), locked(tmp_path, "mine"):
                 pass
         else:
-            with locked(tmp_path, "mine", ticket="SLURM job 7"):
+            with locked(tmp_path, "mine"):
                 assert json.loads(path.read_text())["doing"] == "mine"
     finally:
         ended.set()
