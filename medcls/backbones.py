@@ -96,7 +96,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def seen_by(path: Path) -> frozenset[str]:
     """The images, by their paths in the data folder, that a run's checkpoint was trained or chosen by, or the weights
-    that it began with; none for other files.
+    that it began with; none for other files. Raises UserError where they are no texts.
     """
     if path.suffix == ".safetensors":
         return frozenset()
@@ -104,7 +104,10 @@ def seen_by(path: Path) -> frozenset[str]:
     told: dict[Any, Any] = content if isinstance(content, dict) else {}
     split = told.get("split")
     parts = [told.get("seen_before"), *([split.get("train"), split.get("val")] if isinstance(split, dict) else [])]
-    return frozenset(str(name) for part in parts if isinstance(part, list) for name in part)
+    names = [name for part in parts if isinstance(part, list) for name in part]
+    if not all(isinstance(name, str) for name in names):  # lists that share lists make texts beyond any memory
+        raise UserError(f"{path} holds images that are no names: {REMEDY}.")
+    return frozenset(names)
 
 
 def _content(path: Path) -> Any:

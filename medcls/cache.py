@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from medtrain import hdf5
@@ -26,6 +25,11 @@ COLUMN_TYPES = {
     "path": ("S", 1), "target": ("i4", 1), "group": ("i4", 1), "near": ("i4", 1), "size": ("i4", 2),
     "offsets": ("i8", 1), "checksum": ("u1", 2), "histogram": ("f4", 2), "facts": ("u1", 1),
 }  # fmt: skip
+LONGEST = 4096  # that of `medcls.images`, which imports this
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+# ITU-T T.81, table B.1: what tells the size, and what may stand before it
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+BEFORE = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,23 @@ def digest(encoded: Any) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
+def told_size(encoded: np.ndarray) -> tuple[int, int]:
+    """Height and width that a PNG's or JPEG's head tells; raises ValueError for bytes that begin otherwise."""
+    head = bytes(encoded[:24])
+    if head.startswith(PNG) and len(head) == 24:
+        return int.from_bytes(head[20:]), int.from_bytes(head[16:20])
+    at = 2 if head.startswith(b"\xff\xd8") else encoded.size
+    # no stray or fill bytes, which decoders pass over each in its way: the size must be the one that they find
+    while len(segment := bytes(encoded[at : at + 9])) == 9 and segment[0] == 0xFF:
+        if segment[1] in FRAMES:
+            return int.from_bytes(segment[5:7]), int.from_bytes(segment[7:9])
+        length = int.from_bytes(segment[2:4])
+        if segment[1] not in BEFORE or length < 2:
+            break
+        at += 2 + length
+    raise ValueError("no PNG and no JPEG")
+
+
 def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.ndarray, near: np.ndarray | None = None,
                  classes: Sequence[tuple[str, str]], facts: Mapping[str, Any],
                  preparation: Mapping[str, Any], origin: str = "") -> None:  # fmt: skip
@@ -52,7 +73,7 @@ def write_images(out: Path, parts: Iterable[Images], *, size: int, groups: np.nd
     `groups` (N,) are those that no split cuts, `near` (N,) those of near-duplicates, the same where it is None; `facts`
     are JSON-able (what was set aside, and why); `origin` tells from which folder (see `paths.origin`).
     """
-    with replacing(out) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+    with replacing(out) as temporary, hdf5.file(temporary, "w", libver="v110") as file:
         file.attrs.update({"version": VERSION, "kind": hdf5.text("image"), "origin": hdf5.text(origin)})
         file.attrs["classes"] = hdf5.text(json.dumps([list(pair) for pair in classes]))
         file.attrs["preparation"] = hdf5.text(json.dumps(dict(preparation)))
@@ -84,7 +105,8 @@ class ImageCache:
     """An opened cache of images; read-only, safe in any number of processes. Errors are UserErrors naming the file.
 
     An image's id is its path in the data set. Columns are read whole (some hundred bytes an image), encoded bytes come
-    from one memory map of the file. With `verify`, an image's bytes are compared with their checksum before their use.
+    from one memory map of the file. With `verify`, an image's bytes are compared with their checksum before their use;
+    that their head tells the size that the cache tells is seen to before their first use in any case.
     `facts` is what preparation told: files set aside and converted, the same file under two classes.
     """
 
@@ -102,6 +124,7 @@ class ImageCache:
             ) from None
         self.verifying = verify
         self._verified: set[int] = set()
+        self._of_its_size: set[int] = set()
 
     def _read_columns(self) -> None:
         self.classes: list[tuple[str, str]] = [(str(a), str(b)) for a, b in json.loads(self._told("classes"))]
@@ -156,7 +179,21 @@ class ImageCache:
             if not self.intact(index):
                 raise UserError(f"{self.path}: the bytes of image {self.ids[index]} have changed: prepare it again.")
             self._verified.add(int(index))
+        if index not in self._of_its_size:
+            self._check_size(index, content)
+            self._of_its_size.add(int(index))
         return content
+
+    def _check_size(self, index: int, content: np.ndarray) -> None:
+        """Decoders make as many pixels as the bytes say, gigabytes of half a megabyte, and read many more formats."""
+        size = sorted(self.size[index].tolist())  # after orientation by EXIF, which may turn it
+        try:
+            fits = sorted(told_size(content)) == size and size[1] <= LONGEST
+        except ValueError:
+            fits = False
+        if not fits:
+            words = "is no PNG or JPEG of the size that the cache tells"
+            raise UserError(f"{self.path}: image {self.ids[index]} {words}: prepare it again.")
 
     @property
     def histogram(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from medcls.recipes import ALL_CANCERS
 from medtrain.errors import UserError
-from medtrain.paths import stay_inside
+from medtrain.paths import is_formula, spelt, stay_inside
 from medtrain.patients import NAME as PATIENTS
 from medtrain.wording import listed, plain, shown
 
@@ -58,31 +58,34 @@ def read_folders(place: Path) -> ImageFolder:
     """List a data set; file names are relative to its root, with '/' on every system.
 
     Notes tell what differs from the published layout. Raises UserError for anything that is no folder of class
-    folders, an empty class, or a cancer of one class.
+    folders, an empty class, a cancer of one class, a link out of `place`, or a name that no table can hold.
     """
     if not place.is_dir():
-        raise UserError(f"{place} is not a folder: give the Multi Cancer folder, or a folder of class folders.")
+        raise UserError(f"{spelt(place)} is not a folder: give the Multi Cancer folder, or a folder of class folders.")
     if (place / "dataset.json").is_file() and (place / "imagesTr").is_dir():
         raise UserError(
-            f"{place} is a data set of scans (it has a dataset.json): give it to a sweep or recipe of brats."
+            f"{spelt(place)} is a data set of scans (it has a dataset.json): give it to a sweep or recipe of brats."
         )
     root = place
     while True:
-        inner = _folders(root)
+        inner = _folders(root, place)
         if not inner:
-            raise UserError(f"{place} holds no class folders: give the Multi Cancer folder, or a folder of them.")
-        deeper = [folder for folder in inner if _folders(folder)]
+            raise UserError(
+                f"{spelt(place)} holds no class folders: give the Multi Cancer folder, or a folder of them."
+            )
+        deeper = [folder for folder in inner if _folders(folder, place)]
         if not deeper:
-            return _listed(root, {root.resolve().name: inner})
-        if all(not _folders(leaf) for folder in inner for leaf in _folders(folder)):
+            return _listed(root, {_usable(root.resolve().name, root): inner})
+        if all(not _folders(leaf, place) for folder in inner for leaf in _folders(folder, place)):
             break
         if len(inner) > 1:
-            raise UserError(f"{deeper[0]} is nested too deep: give a folder whose folders hold class folders.")
+            raise UserError(f"{spelt(deeper[0])} is nested too deep: give a folder whose folders hold class folders.")
         root = inner[0]
     shallow = sorted(folder.name for folder in inner if folder not in deeper)
     if shallow:
-        raise UserError(f"{root / shallow[0]} has no class folders, its neighbours have: move it, or sort its images.")
-    cancers = {folder.name: _folders(folder) for folder in inner}
+        odd = spelt(root / shallow[0])
+        raise UserError(f"{odd} has no class folders, its neighbours have: move it, or sort its images.")
+    cancers = {folder.name: _folders(folder, place) for folder in inner}
     return _listed(root, cancers)
 
 
@@ -90,10 +93,12 @@ def _refuse_other_orders(root: Path, names: Sequence[str]) -> None:
     """UserError where folders that should be cancers or classes are parts of a split, or images beside their masks."""
     told, known = " and ".join(names), {name.lower() for name in names}
     if known <= PARTS:
-        raise UserError(f"{root} is sorted into {told}, which are no classes: put all images of a class into one "
-                        "folder (splits are made here, without copies on both sides).")  # fmt: skip
+        raise UserError(f"{spelt(root)} is sorted into {told}, which are no classes: put all images of a class into "
+                        "one folder (splits are made here, without copies on both sides).")  # fmt: skip
     if known <= MASKS:
-        raise UserError(f"{root} holds {told}, which are no classes: leave the masks out, and move the images up.")
+        raise UserError(
+            f"{spelt(root)} holds {told}, which are no classes: leave the masks out, and move the images up."
+        )
 
 
 def is_litter(name: str) -> bool:
@@ -101,10 +106,14 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def _folders(place: Path) -> list[Path]:
-    with os.scandir(place) as entries:
-        names = [_plain(e, place) for e in entries if _is_folder(e) and not is_litter(e.name)]
-    return [place / name for name in sorted(names)]
+def _folders(folder: Path, place: Path) -> list[Path]:
+    """The folders in one; UserError where a link leads out of `place`, which the user named."""
+    with os.scandir(folder) as entries:
+        names = [_usable(e.name, folder) for e in entries if _is_folder(e) and not is_litter(e.name)]
+    found = [folder / name for name in sorted(names)]
+    for path in found:
+        stay_inside(place, path)
+    return found
 
 
 def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
@@ -120,7 +129,9 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
     for cancer, folders in cancers.items():
         _refuse_other_orders(folders[0].parent, [folder.name for folder in folders])
         if len(folders) < 2:
-            raise UserError(f"{root}: {cancer} has one class only ({folders[0].name}): there is nothing to tell apart.")
+            raise UserError(
+                f"{spelt(root)}: {cancer} has one class only ({folders[0].name}): there is nothing to tell apart."
+            )
         published = PUBLISHED.get(cancer, ())
         names = {folder.name: folder for folder in folders}
         odd = [name for name in names if published and name not in published]
@@ -129,10 +140,9 @@ def _listed(root: Path, cancers: dict[str, list[Path]]) -> ImageFolder:
             if which:
                 notes.append(f"{cancer}: classes {words}: {', '.join(which)}.")
         for name in [*(n for n in published if n in names), *(n for n in sorted(names) if n not in published)]:
-            stay_inside(root, names[name])
             found = sorted(_images(names[name]))
             if not found:
-                raise UserError(f"{names[name]} is empty: add its images or remove the folder.")
+                raise UserError(f"{spelt(names[name])} is empty: add its images or remove the folder.")
             files += [(path.relative_to(root).as_posix(), len(classes)) for path in found]
             classes.append((cancer, name))
     return ImageFolder(root, tuple(classes), tuple(sorted(files)), tuple(notes))
@@ -143,7 +153,7 @@ def _images(folder: Path) -> Iterator[Path]:
         for entry in entries:
             # a broken link is no file; it is listed, and set aside with its name when it can not be read
             if not _is_folder(entry) and not is_litter(entry.name):
-                yield folder / _plain(entry, folder)
+                yield folder / _usable(entry.name, folder)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -153,11 +163,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _plain(entry: os.DirEntry[str], folder: Path) -> str:
-    if not plain(entry.name):
-        words = f"holds a name that is not UTF-8 or has a line break ({shown(entry.name, 60)})"
-        raise UserError(f"{shown(folder)} {words}: rename it.")
-    return entry.name
+def _usable(name: str, folder: Path) -> str:
+    """A name of a class or file, which stands in tables; UserError for what can not."""
+    if not plain(name):
+        words = f"holds a name that is not UTF-8 or has a line break ({shown(name, 60)})"
+        raise UserError(f"{spelt(folder)} {words}: rename it.")
+    if is_formula(name):
+        words = f"holds a name that spreadsheets take for a formula ({shown(name, 60)})"
+        raise UserError(f"{spelt(folder)} {words}: rename it.")
+    return name
 
 
 class HasCancers(Protocol):

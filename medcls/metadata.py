@@ -8,7 +8,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-SOS, EOI, APP0, APP1, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEF, 0xFE
+SOS, EOI, APP0, APP1, APP14, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+# Of Adobe's APP14 (technical note 5116): its name, version, two flags, and the colours, which a decoder needs.
+ADOBE = 12
 BARE = (0x01, *range(0xD0, 0xD9))  # markers without a segment: TEM, RST0 to RST7, SOI
 MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # ends a scan's entropy-coded bytes
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -45,7 +47,9 @@ def _jpeg(content: bytes, orientation: int) -> bytes:
             raise ValueError("a segment is cut short")
         if marker == APP0 and segment.startswith(b"JFIF\0") and len(segment) >= 14:
             segment = segment[:12] + b"\0\0"  # no thumbnail
-        elif marker == COM or (APP0 <= marker <= APP15 and not segment.startswith(b"Adobe")):
+        elif marker == APP14 and segment.startswith(b"Adobe") and len(segment) >= ADOBE:
+            segment = segment[:ADOBE]
+        elif marker == COM or APP0 <= marker <= APP15:
             continue
         if exif and marker != APP0:
             kept.append(exif)

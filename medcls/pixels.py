@@ -29,6 +29,7 @@ def decoded(encoded: np.ndarray, roi: Sequence[int], size: int) -> np.ndarray:
 
     Upright by EXIF; triangular filter when shrinking, as in Pillow (to one grey level) and DALI.
     """
+    # the cache has seen to the format and size that these bytes tell: see `ImageCache.encoded`
     # RGB would be made of all pixels; it costs a third less on the few of the square
     image_HWC = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     if image_HWC is None:

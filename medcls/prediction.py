@@ -19,7 +19,7 @@ from medcls.task import class_probs
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import write_text
-from medtrain.paths import walk_files
+from medtrain.paths import is_formula, spelt, walk_files
 from medtrain.progress import Progress
 from medtrain.strategy import Forward
 from medtrain.tables import to_csv
@@ -76,7 +76,10 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
             raise UserError(f"{run} knows other classes than {runs[0]}: members of one ensemble must share them.")
     files = [path for path in _files(place) if path.resolve() != out.resolve()]
     if not files:
-        raise UserError(f"{place} holds no file: give an image or a folder of images.")
+        raise UserError(f"{spelt(place)} holds no file: give an image or a folder of images.")
+    odd = next((path for path in files if is_formula(_name(path, place))), None)
+    if odd is not None:
+        raise UserError(f"{spelt(odd)}: spreadsheets take {shown(_name(odd, place), 60)!r} for a formula: rename it.")
     lines = [["image", "prediction", *(f"p:{name}" for name in members[0].classes), "note"]]
     with Progress(len(files), "predict") as progress:
         for start in range(0, len(files), CHUNK):
@@ -84,18 +87,24 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
             lines += _lines(chunk, place, members, weights)
             progress.advance(count=len(chunk))
     if all(line[-1] for line in lines[1:]):
-        raise UserError(f"{shown(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
+        raise UserError(f"{spelt(files[0])} can not be read ({lines[1][-1]}), nor any other file there: give images.")
     write_text(out, to_csv(lines))
     noted = [path for path, line in zip(files, lines[1:], strict=True) if line[-1]]
     lost = sum((mimetypes.guess_type(path.name)[0] or path.suffix.lower()).startswith(IMAGES) for path in noted)
     return f"{len(files)} files in {out}" + (f", {len(noted)} of them could not be read" if noted else ""), lost
 
 
+def _name(path: Path, place: Path) -> str:
+    """What the table calls a file."""
+    return path.relative_to(place).as_posix() if place.is_dir() else path.name
+
+
 def _files(place: Path) -> Iterator[Path]:
+    """The file, or those of the folder, that the user named, wherever links there lead."""
     if place.is_file():
         yield place
         return
-    yield from sorted(path for path in walk_files(place, is_litter) if path.is_file())
+    yield from sorted(path for path in walk_files(place, is_litter, anywhere=True) if path.is_file())
 
 
 def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weights: Sequence[float]) -> list[list[str]]:
@@ -115,7 +124,7 @@ def _lines(chunk: Sequence[Path], place: Path, members: Sequence[Member], weight
     rows = iter(mean)
     lines = []
     for path in chunk:
-        name = shown(path.relative_to(place).as_posix() if place.is_dir() else path.name, 4096)
+        name = shown(_name(path, place), 4096)
         if path in notes:
             lines.append([name, "", *[""] * len(classes), notes[path]])
             continue

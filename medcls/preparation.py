@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from medcls import images, keypoints
@@ -19,15 +18,21 @@ from medtrain import hdf5
 from medtrain.aside import listing_of, report
 from medtrain.errors import UserError
 from medtrain.files import replacing
-from medtrain.paths import escapes, follows_links, origin
+from medtrain.paths import escapes, follows_links, origin, spelt
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import has_patients, read_patients
 from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated
 from medtrain.processes import in_processes
 from medtrain.progress import Progress
+from medtrain.wording import shown
 
 # files and bytes of one part; a process holds one part in memory
 CHUNK, CHUNK_BYTES = 256, 64 << 20
+# Type and axes of what a part holds.
+PART_TYPES = {
+    "bytes": ("u1", 1), "length": ("i8", 1), "size": ("i4", 2), "digest": ("u1", 2), "checksum": ("u1", 2),
+    "hashes": ("u8", 3), "places": ("f2", 4), "descriptors": ("u1", 4), "histogram": ("f4", 2), "facts": ("u1", 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Preparation:
     inliers: int = keypoints.INLIERS
     version: int = images.VERSION
     grouping: int = 2  # raised whenever groups of near-duplicates are drawn otherwise
+    silence: int = 2  # raised whenever less of a file's metadata is kept, where no pixel changes
 
 
 def prepare_folder(place: Path, out: Path, *, workers: int = 1, strict: bool = False) -> Path:
@@ -73,9 +79,10 @@ class _Work:
             print(f"note: {note}", flush=True)
         chunks = _chunks(data)
         recipes = [_recipe(data, chunk) for chunk in chunks]
-        print(f"{data.root}: {data.in_words()}", flush=True)
+        print(f"{shown(data.root.resolve().name)}: {data.in_words()}", flush=True)
         if place != data.root and has_patients(place):
-            raise UserError(f"{place / PATIENTS} lies above the folder of the images: move it to {data.root}.")
+            where = spelt(data.root)
+            raise UserError(f"{spelt(place / PATIENTS)} lies above the folder of the images: move it to {where}.")
         patients = read_patients(data.root, {path for path, _ in data.files}, "file")
         known = [data.classes, recipes, *([patients] if patients else [])]
         wanted = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
@@ -95,7 +102,7 @@ def _examine(work: _Work) -> None:
     if len(todo) < len(work.parts):
         print(f"{len(work.parts) - len(todo)} of {len(work.parts)} parts are prepared already", flush=True)
     with Progress(sum(len(chunk) for _, chunk, _ in todo), "prepare") as progress:
-        for done in in_processes(_write_part, todo, work.workers, what=f"prepared {root}"):
+        for done in in_processes(_write_part, todo, work.workers, what=f"prepared {spelt(root)}"):
             progress.advance(count=done)
 
 
@@ -120,7 +127,7 @@ def _assemble(work: _Work) -> None:
         "nobodys": sum(path not in patients for path, _ in data.files) if patients else 0,
         "wanted": work.wanted,
     }
-    _report(facts, work.out)
+    _report(facts, work)
     groups = _groups(near, [patients.get(path) for path in paths])
     write_images(work.out, (_images(part, files) for part in work.parts), size=sum(part["size"] for part in small),
                  groups=groups, near=near, classes=data.classes, facts=facts, preparation=asdict(Preparation()),
@@ -134,7 +141,7 @@ def _refuse_empty(data: ImageFolder, used: set[int], bad: list[list[str]]) -> No
             first = data.class_files(number)[0]
             place, reason = (data.root / first).parent, next(words for path, words in bad if path == first)
             raise UserError(
-                f"{place} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
+                f"{spelt(place)} holds no image that can be read ({Path(first).name}: {reason}): restore its files."
             )
 
 
@@ -156,7 +163,7 @@ def _near(work: _Work, targets: list[int], digests: list[bytes]) -> np.ndarray:
     unique = within == np.arange(len(same))
     jobs = [(work.parts, np.flatnonzero(unique & (cancer == name))) for name in dict.fromkeys(cancer.tolist())]
     with Progress(int(unique.sum()), "compare") as progress:
-        for count, found in in_processes(_alike, jobs, work.workers, what=f"compared {work.data.root}"):
+        for count, found in in_processes(_alike, jobs, work.workers, what=f"compared {spelt(work.data.root)}"):
             pairs.append(found)
             progress.advance(count=count)
     return joined(len(same), np.concatenate(pairs))
@@ -167,11 +174,11 @@ def _alike(job: tuple[list[Path], np.ndarray]) -> tuple[int, np.ndarray]:
     parts, members = job
     looks, start = [], 0
     for part in parts:
-        with h5py.File(part) as file:
-            count = len(file["digest"])
+        with hdf5.file(part) as file:
+            count = len(_stored(file, "digest", part))
             mine = members[(members >= start) & (members < start + count)] - start
             if mine.size:
-                looks.append([file[name][()][mine] for name in ("hashes", "places", "descriptors")])
+                looks.append([_stored(file, name, part)[()][mine] for name in ("hashes", "places", "descriptors")])
         start += count
     hashes, places, descriptors = (np.concatenate([part[n] for part in looks]) for n in range(3))
     return len(members), members[similar_pairs(hashes, places, descriptors)]
@@ -181,15 +188,16 @@ def _refuse_bad(root: Path, bad: list[list[str]], strict: bool) -> None:
     if bad and strict:
         path, reason = bad[0]
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"{root / path} can not be used: {reason}{more}; repair it, remove it, or leave out --strict.")
+        where = spelt(root / path)
+        raise UserError(f"{where} can not be used: {reason}{more}; repair it, remove it, or leave out --strict.")
 
 
-def _report(facts: dict[str, Any], out: Path) -> None:
+def _report(facts: dict[str, Any], work: _Work) -> None:
     """Tell what was set aside, on stderr and in a list beside the cache, and what lies under several classes."""
     if facts.get("patients"):
         nobodys = f", {facts['nobodys']} of {facts['files']} images have none" if facts.get("nobodys") else ""
         print(f"{facts['patients']} patients are told by {PATIENTS}{nobodys}: no group split cuts one", flush=True)
-    report(facts["bad"], listing_of(out), "file", head="file")
+    report(facts["bad"], listing_of(work.out), "file", head="file", root=work.data.root)
     for held in facts["conflicts"][:20]:
         print(f"WARNING: the same image under several classes: {', '.join(held)}", file=sys.stderr)
 
@@ -208,12 +216,12 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
             bad.append([path, str(error)])
             continue
         except OSError as error:  # a fault of the disk or network, not of the file: not to be remembered
-            raise UserError(f"{Path(root) / path} can not be read ({error.strerror}): run it again.") from None
+            raise UserError(f"{spelt(Path(root) / path)} can not be read ({error.strerror}): run it again.") from None
         kept.append(made)
         paths.append(path)
         if made.converted:
             converted.append([path, made.converted])
-    with replacing(part) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(part) as temporary, hdf5.file(temporary, "w") as file:
         file["bytes"] = np.frombuffer(b"".join(made.encoded for made in kept), np.uint8)
         file["length"] = np.array([len(made.encoded) for made in kept], np.int64)
         file["size"] = np.array([made.size for made in kept], np.int32).reshape(-1, 2)
@@ -230,31 +238,45 @@ def _write_part(job: tuple[str, tuple[tuple[str, int], ...], Path]) -> int:
     return len(files)
 
 
+def _stored(file: Any, name: str, part: Path) -> Any:
+    """What lies under a name in an opened part, not read yet; UserError where it is damaged or lies elsewhere."""
+    kind, axes = PART_TYPES[name]
+    try:
+        return hdf5.dataset(file, name, kind, axes, part.stat().st_size, plain=True)
+    except hdf5.FAULTS as error:
+        if fault := hdf5.system_fault(error):
+            raise UserError(f"{part} can not be read ({fault}): see to it, and run this again.") from None
+        raise UserError(f"{part} is damaged ({shown(error, 80)}): remove it, and run this again.") from None
+
+
+def _facts(file: Any, part: Path) -> Any:
+    return json.loads(_stored(file, "facts", part)[()].tobytes())
+
+
 def _read_part(part: Path) -> dict[str, Any]:
     """A part's paths, files set aside, digests, and the size of its encoded bytes."""
-    with h5py.File(part) as file:
-        facts = json.loads(file["facts"][()].tobytes())
-        return {**facts, "digest": file["digest"][()], "size": file["bytes"].size}
+    with hdf5.file(part) as file:
+        sizes = {"digest": _stored(file, "digest", part)[()], "size": _stored(file, "bytes", part).size}
+        return {**_facts(file, part), **sizes}
 
 
 def _images(part: Path, files: dict[str, int]) -> Images:
-    with h5py.File(part) as file:
-        content, ends = file["bytes"][()].tobytes(), np.concatenate([[0], np.cumsum(file["length"][()])])
-        paths = json.loads(file["facts"][()].tobytes())["paths"]
-        columns = {name: file[name][()] for name in ("size", "checksum", "histogram")}
+    with hdf5.file(part) as file:
+        read = {name: _stored(file, name, part)[()] for name in ("bytes", "length", "size", "checksum", "histogram")}
+        paths = _facts(file, part)["paths"]
+    content, ends = read.pop("bytes").tobytes(), np.concatenate([[0], np.cumsum(read.pop("length"))])
     encoded = [content[a:b] for a, b in itertools.pairwise(ends)]
-    return Images(encoded, paths, {**columns, "target": np.array([files[path] for path in paths], np.int32)})
+    return Images(encoded, paths, {**read, "target": np.array([files[path] for path in paths], np.int32)})
 
 
 def _whole(part: Path) -> bool:
     try:
-        with h5py.File(part) as file:
-            lengths, known = file["length"][()], json.loads(file["facts"][()].tobytes())
+        with hdf5.file(part) as file:
+            held, known = {name: _stored(file, name, part) for name in PART_TYPES}, _facts(file, part)
             count = len(known["paths"])
-            columns = ("size", "digest", "checksum", "hashes", "places", "descriptors", "histogram")
-            same = {len(file[name]) for name in columns} | {len(lengths), count} == {count}
-            return bool(same and lengths.sum() == file["bytes"].size and isinstance(known["bad"], list))
-    except hdf5.FAULTS:
+            same = {len(column) for name, column in held.items() if name not in ("bytes", "facts")} == {count}
+            return bool(same and held["length"][()].sum() == held["bytes"].size and isinstance(known["bad"], list))
+    except (UserError, *hdf5.FAULTS):
         return False
 
 
@@ -299,7 +321,7 @@ def _holds(work: _Work) -> bool:
     if facts.get("wanted") == work.wanted:
         print(f"{work.out} already holds these {facts['files']} images", flush=True)
         _refuse_bad(work.data.root, facts["bad"], work.strict)
-        _report(facts, work.out)
+        _report(facts, work)
         return True
     if cache.origin not in ("", origin(work.place)):
         refuse_other(work.out, work.place)

@@ -7,7 +7,8 @@ from pathlib import Path
 from medseg.cases import CHANNELS, SUFFIXES, CaseFiles, case_id, refuse_twins, usable
 from medtrain.aside import Aside
 from medtrain.errors import UserError
-from medtrain.paths import stay_inside, walk_files
+from medtrain.paths import spelt, stay_inside, walk_files
+from medtrain.wording import shown
 
 LABEL = "label"
 # How names end, after _ or - or as the whole name: BraTS up to 2021 and from 2023, BIDS, UCSF-PDGM.
@@ -23,7 +24,8 @@ Files = dict[str, Path]  # by channel, or LABEL
 
 def find_case_folders(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
     """Every case at or below `folder`, by its files' endings: those of one folder whose names begin alike are one case.
-    Labels may be absent. Then those that lack a channel, with the reason.
+    Labels may be absent. Then those that lack a channel, with the reason. Raises UserError where a link leads out of
+    `folder`, or two files have one part in a case.
     """
     groups: dict[tuple[Path, str], Files] = {}
     for path in walk_files(folder, lambda name: name.startswith(".")):
@@ -32,8 +34,8 @@ def find_case_folders(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
             role, beginning = told
             found = groups.setdefault((path.parent, beginning), {})
             if role in found:
-                both = f"{found[role].name} and {path.name}"
-                raise UserError(f"{path.parent} holds two {role} files of one case, {both}: take one out.")
+                both = f"{shown(found[role].name)} and {shown(path.name)}"
+                raise UserError(f"{spelt(path.parent)} holds two {role} files of one case, {both}: take one out.")
             found[role] = path
             stay_inside(folder, path)
     _join_lone_labels(groups)
@@ -41,12 +43,12 @@ def find_case_folders(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
     held = Counter(place for place, _ in groups)  # cases of each folder
     for (place, beginning), found in sorted(groups.items()):
         alone = held[place] == 1
-        named = place.name if place != folder else place.resolve().name
-        name = usable(named if alone else beginning, place)
+        title = place.name if place != folder else place.resolve().name
+        name = usable(title if alone else beginning, place)
         missing = [channel for channel in CHANNELS if channel not in found]
         if missing:
             where, what = (place, "folder") if alone else (place / f"{beginning}*", "case")
-            lacking.append((name, f"{where} has no {missing[0]} file: add it or take the {what} out."))
+            lacking.append((name, f"{spelt(where)} has no {missing[0]} file: add it or take the {what} out."))
             continue
         cases.append(CaseFiles(name, tuple(found[channel] for channel in CHANNELS), found.get(LABEL)))
         beginnings.append(beginning)

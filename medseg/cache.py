@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from medseg.cases import CHANNELS
@@ -27,6 +26,9 @@ from medtrain.wording import plain, shown
 
 # Page-aligned data, so that a patch read touches no page of another case.
 ALIGNMENT = 4096
+# Type and axes of a case's arrays by the beginning of their names; its attributes.
+ARRAYS = {"image": ("f2", 4), "label": ("u1", 3), "voxels_": ("i2", 2)}
+ATTRIBUTES = ("facts", "checksum", "recipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Case:
 def write_part(path: Path, case: Case, *, recipe: str, compressed: bool = False) -> None:
     """Write one case as a file of its own, atomically; `recipe` tells how it was prepared (see `part_fits`)."""
     arrays = {"image": case.image_CDHW, "label": case.label_DHW, **case.arrays}
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+    with replacing(path) as temporary, hdf5.file(temporary, "w", libver="v110") as file:
         for name, array in arrays.items():
             _create(file, name, array, compressed)
         file.attrs["facts"] = hdf5.text(json.dumps(case.facts))
@@ -51,12 +53,37 @@ def write_part(path: Path, case: Case, *, recipe: str, compressed: bool = False)
 
 
 def part_fits(path: Path, recipe: str) -> bool:
-    """Whether a case file from an earlier run is whole and was prepared in the same way."""
+    """Whether a case file from an earlier run is whole, leads to no other file, and was prepared in the same way."""
     try:
-        with h5py.File(path) as file:
-            return bool(hdf5.attribute(file, "recipe") == recipe)
-    except hdf5.FAULTS:
+        with hdf5.file(path) as file:
+            return bool(hdf5.attribute(_case_in(file, "", path), "recipe") == recipe)
+    except (UserError, *hdf5.FAULTS):
         return False
+
+
+def _case_in(file: Any, name: str, path: Path) -> Any:
+    """The group of a case, in an opened file of its own or in a cache; UserError where it is not as `write_part` leaves
+    it, or leads to another file.
+    """
+    try:
+        # by the names alone: to ask for one would follow a link
+        group = hdf5.group(hdf5.group(file, "cases"), name) if "cases" in list(file) else file
+        size = path.stat().st_size
+        for key in group:
+            _stored(group, key, size)
+        for key in ATTRIBUTES:
+            hdf5.attribute(group, key)
+    except hdf5.FAULTS as error:
+        if fault := hdf5.system_fault(error):
+            raise UserError(f"{path} can not be read ({fault}): see to it, and run this again.") from None
+        raise UserError(f"{path} is damaged ({shown(error, 80)}): remove it, and prepare again.") from None
+    return group
+
+
+def _stored(group: Any, name: str, size: int) -> Any:
+    """An array of a case, not read yet, in a file of `size` bytes; raises KeyError, ValueError."""
+    kind, axes = next((value for key, value in ARRAYS.items() if name.startswith(key)), ("", 0))
+    return hdf5.dataset(group, name, kind, axes, size)
 
 
 def _create(group: Any, name: str, array: np.ndarray, compressed: bool) -> None:
@@ -84,11 +111,11 @@ def assemble(
 
     A case's file may be another cache that holds the case, as that which is replaced. `origin` tells from which folder
     (see `paths.origin`), `patients` whose the cases are, by numbers. The parts are left in place. What the iterable
-    raises leaves no cache.
+    raises leaves no cache. Raises UserError where a part is damaged or leads to another file.
     """
     with (
         replacing(out) as temporary,
-        h5py.File(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
+        hdf5.file(temporary, "w", libver="v110", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
     ):
         file.attrs["version"] = VERSION
         file.attrs["kind"] = hdf5.text("volume")
@@ -100,18 +127,14 @@ def assemble(
         file["patients"] = np.frombuffer(json.dumps(dict(patients or {})).encode(), np.uint8)  # no attribute is so long
         cases = file.create_group("cases")
         for name, part in parts:
-            with h5py.File(part, "r", locking=False) as whole:  # as `Cache` opens it, maybe at the same time
-                source = whole[f"cases/{name}"] if "cases" in whole else whole
+            with hdf5.file(part) as whole:  # as `Cache` opens it, maybe at the same time
+                source = _case_in(whole, name, part)
                 group = cases.create_group(name)
                 for key in source:
                     source.copy(key, group)
-                for key in ("facts", "checksum", "recipe"):
+                for key in ATTRIBUTES:
                     group.attrs[key] = source.attrs[key]
         file.attrs["format"] = hdf5.text(FORMAT)  # last: without it the file is no cache
-
-
-# Type and axes of a case's arrays by the beginning of their names.
-ARRAYS = {"image": ("f2", 4), "label": ("u1", 3), "voxels_": ("i2", 2)}
 
 
 class Cache:
@@ -179,8 +202,7 @@ class Cache:
         return self._views[key]
 
     def _view(self, case: str, name: str) -> Any:
-        kind, axes = next(value for key, value in ARRAYS.items() if name.startswith(key))
-        dataset = hdf5.dataset(self._group(case), name, kind, axes, len(self._map))
+        dataset = _stored(self._group(case), name, len(self._map))
         offset = dataset.id.get_offset()
         view: Any = dataset
         if offset is not None and dataset.size:
@@ -237,7 +259,7 @@ class Cache:
             group = self._group(case)
             views = ((name, self._view(case, name)) for name in group)
             return bool(checksum((name, view[...]) for name, view in views) == hdf5.attribute(group, "checksum"))
-        except (UserError, StopIteration, *hdf5.FAULTS) as error:
+        except (UserError, *hdf5.FAULTS) as error:
             if fault := hdf5.system_fault(error):
                 raise UserError(f"{self.path}: case {case} can not be read ({fault}): run this again.") from None
             return False
@@ -259,7 +281,7 @@ class Cache:
         """Whatever damaged bytes make the library stumble over is told as damage of the case."""
         try:
             yield
-        except (StopIteration, *hdf5.FAULTS) as error:
+        except hdf5.FAULTS as error:
             if fault := hdf5.system_fault(error):
                 raise UserError(f"{self.path}: case {case} can not be read ({fault}): run this again.") from None
             words = shown(error, 80)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain.errors import UserError
+from medtrain.paths import is_formula, spelt
 from medtrain.wording import plain, shown
 
 CHANNELS = ("FLAIR", "T1w", "T1Gd", "T2w")
@@ -49,13 +50,15 @@ def case_id(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return usable(path.name.removesuffix(suffix), path)
-    raise UserError(f"{shown(path)} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
+    raise UserError(f"{spelt(path)} is not a NIfTI file by name: it must end in .nii or .nii.gz.")
 
 
 def usable(name: str, path: Path) -> str:
     """A case's name, a file's, a cache group's and a table row's; UserError for what is invalid as one."""
     if name in ("", ".", "..") or not plain(name):
-        raise UserError(f"{shown(path)}: {shown(name)!r} can be no name of a case: rename it.")
+        raise UserError(f"{spelt(path)}: {shown(name)!r} can be no name of a case: rename it.")
+    if is_formula(name):
+        raise UserError(f"{spelt(path)}: spreadsheets take {shown(name)!r} for a formula: rename it.")
     return name
 
 
@@ -64,5 +67,5 @@ def refuse_twins(cases: Sequence[CaseFiles], where: Path) -> None:
     seen: dict[str, CaseFiles] = {}
     for case in cases:
         if case.id in seen:
-            raise UserError(f"{where} has two cases named {shown(case.id)}: rename or remove one.")
+            raise UserError(f"{spelt(where)} has two cases named {shown(case.id)}: rename or remove one.")
         seen[case.id] = case

@@ -1,5 +1,6 @@
 """Scores of trained members and of their mean on a labelled cohort that none of them needs to have come from."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from medtrain.aside import Aside, report
 from medtrain.ensemble import weighted_mean
 from medtrain.errors import UserError
 from medtrain.files import read_json
+from medtrain.paths import spelt
 from medtrain.progress import track
 from medtrain.results import CaseRow, write_rows
 from medtrain.run_folder import SPLIT
@@ -51,9 +53,9 @@ def evaluate(runs: Sequence[Path], place: Path, prepared: bool, label_map: str, 
     named = dict(zip(names, members, strict=True))
     kept = Kept(out / KEPT, about)
     rows, aside = _all_rows(cohort, named, kept)
-    report(aside, out / LISTING, "case")
+    report(aside, out / LISTING, "case", root=place.parent if prepared else place)
     if not rows:
-        raise UserError(f"no case of {place} can be used: do what {out / LISTING} says of them.")
+        raise UserError(f"no case of {spelt(place)} can be used: do what {out / LISTING} says of them.")
     rows.sort(key=lambda row: [*names, ENSEMBLE].index(row.member))
     ids = [row.case for row in _of(names[0], rows)]
     seen = {name: _seen([split], ids) for name, split in splits.items()}
@@ -104,8 +106,9 @@ def _of(name: str, rows: Sequence[CaseRow]) -> list[CaseRow]:
 
 def _rules(cohort: Cohort, count: int) -> str:
     codes = f"label map {cohort.label_map.name}"
+    name = os.path.basename(os.path.abspath(cohort.origin))  # the folders around it may bear a patient's
     return (
-        f"{RULES} Judged on {count} of {len(cohort.ids)} labelled cases of {shown(cohort.origin)} ({codes}). Which "
+        f"{RULES} Judged on {count} of {len(cohort.ids)} labelled cases of {shown(name)} ({codes}). Which "
         "of them a member has seen before is told by their names, which differ between releases: the Decathlon's cases "
         "are of BraTS 2016 and 2017, those of UPENN-GBM and UCSF-PDGM are in BraTS 2021, too."
     )
@@ -160,8 +163,8 @@ def _check_coding(cohort: Cohort, member: Member) -> None:
     ours, theirs = cohort.label_map, member.label_map
     if ours != theirs and "legacy" in (ours.name, theirs.name):
         raise UserError(
-            f"{cohort.origin} is read under label map {ours.name}, the members were trained under {theirs.name}: "
-            "legacy may call another tissue enhancing tumour, so read both under one --label-map."
+            f"{spelt(cohort.origin)} is read under label map {ours.name}, the members were trained under "
+            f"{theirs.name}: legacy may call another tissue enhancing tumour, so read both under one --label-map."
         )
 
 

@@ -14,7 +14,7 @@ from medseg.cases import CHANNELS, CaseFiles, case_id, channel_of, refuse_twins
 from medseg.labels import KNOWN, LabelMap, from_names
 from medtrain.errors import UserError
 from medtrain.files import parse_json
-from medtrain.paths import stay_inside
+from medtrain.paths import spelt, stay_inside
 from medtrain.wording import listed, shown
 
 
@@ -35,7 +35,9 @@ def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
     if label_map != "auto" and label_map not in KNOWN:
         raise UserError(f"label map {label_map!r} is unknown: choose auto, {', '.join(KNOWN)}.")
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the one that holds dataset.json or the BraTS case folders.")
+        raise UserError(
+            f"{spelt(folder)} is not a folder: name the one that holds dataset.json or the BraTS case folders."
+        )
     if (folder / "dataset.json").is_file():
         return _read_msd(folder, label_map)
     cases, lacking = find_case_folders(folder)
@@ -43,11 +45,13 @@ def read_dataset(folder: Path, label_map: str = "auto") -> Dataset:
         more = f" (and {len(lacking) - 1} more lack a file)" if len(lacking) > 1 else ""
         raise UserError(f"{lacking[0][1].removesuffix('.')}{more}.")
     if not cases:
-        raise UserError(f"{folder} holds neither dataset.json nor BraTS case folders (*_flair, *_t1, *_t1ce, *_t2 and "
-                        "*_seg): name the data set's own folder.")  # fmt: skip
+        raise UserError(f"{spelt(folder)} holds neither dataset.json nor BraTS case folders (*_flair, *_t1, *_t1ce, "
+                        "*_t2 and *_seg): name the data set's own folder.")  # fmt: skip
     if bare := [case for case in cases if case.label is None]:
         more = f" (and {len(bare) - 1} more have none)" if len(bare) > 1 else ""
-        raise UserError(f"{bare[0].images[0].parent} has no *_seg file: add the label or take the folder out{more}.")
+        raise UserError(
+            f"{spelt(bare[0].images[0].parent)} has no *_seg file: add the label or take the folder out{more}."
+        )
     return Dataset(folder, KNOWN[label_map if label_map != "auto" else _coding_of(cases)], tuple(cases))
 
 
@@ -55,11 +59,11 @@ def _coding_of(cases: Sequence[CaseFiles]) -> str:
     """How BraTS codes labels, by the names of its files; raises UserError where they do not tell, or tell two."""
     codings = {case.images[0].name: "brats23" if "-t2f" in case.images[0].name else "brats18" for case in cases}
     if len(set(codings.values())) > 1:
-        raise UserError(f"{cases[0].images[0].parent.parent} holds BraTS cases of several years, whose labels are "
-                        "coded in two ways: prepare them apart.")  # fmt: skip
+        raise UserError(f"{spelt(cases[0].images[0].parent.parent)} holds BraTS cases of several years, whose labels "
+                        "are coded in two ways: prepare them apart.")  # fmt: skip
     for case in cases:
         if "-PED-" in case.id.upper():
-            raise UserError(f"{case.images[0].parent}: BraTS codes children's tumours by year: give --label-map "
+            raise UserError(f"{spelt(case.images[0].parent)}: BraTS codes children's tumours by year: give --label-map "
                             "brats23 (2023: 3 is enhancing) or brats24ped (2024: 1 is).")  # fmt: skip
     return next(iter(codings.values()))
 
@@ -75,14 +79,17 @@ def _read_msd(folder: Path, label_map: str) -> Dataset:
         names = {str(code): str(words) for code, words in listing["labels"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {shown(error, 60)}"
-        raise UserError(f"{where} is not in MSD form ({reason}): it needs training, labels and modality.") from None
+        raise UserError(
+            f"{spelt(where)} is not in MSD form ({reason}): it needs training, labels and modality."
+        ) from None
     _check_channels(where, modality)
     known = from_names(names) if label_map == "auto" else KNOWN[label_map]
     if known is None:
         words = listed([f"{code} {name}" for code, name in names.items()])
-        raise UserError(f"{where}: labels {words} do not tell edema, non-enhancing and enhancing: give --label-map.")
+        raise UserError(f"{spelt(where)}: labels {words} do not tell edema, non-enhancing and enhancing: give "
+                        "--label-map.")  # fmt: skip
     if not entries:
-        raise UserError(f"{where} lists no training case: give a data set with labelled cases.")
+        raise UserError(f"{spelt(where)} lists no training case: give a data set with labelled cases.")
     cases = _msd_cases(folder, where, entries)
     refuse_twins(cases, where)
     return Dataset(folder, known, tuple(cases))
@@ -92,7 +99,8 @@ def _read_nnunet(folder: Path, listing: dict[str, Any], label_map: str) -> Datas
     known = nnunet.label_map(listing) if label_map == "auto" else KNOWN[label_map]
     if known is None:
         where, words = folder / "dataset.json", shown(listing.get("labels"), 120)
-        raise UserError(f"{where}: labels {words} do not tell edema, non-enhancing and enhancing: give --label-map.")
+        raise UserError(f"{spelt(where)}: labels {words} do not tell edema, non-enhancing and enhancing: give "
+                        "--label-map.")  # fmt: skip
     cases = nnunet.labelled_cases(folder, listing)
     refuse_twins(cases, folder)
     return Dataset(folder, known, tuple(cases))
@@ -110,21 +118,23 @@ def _check_channels(where: Path, modality: Any) -> None:
     if isinstance(modality, dict):
         listed = [str(modality[key]) for key in sorted(modality, key=str)]
     if len(listed) != len(CHANNELS):
-        raise UserError(f"{where} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
+        raise UserError(f"{spelt(where)} lists {len(listed)} channels, 4 are needed: {', '.join(CHANNELS)}.")
     for name, wanted in zip(listed, CHANNELS, strict=True):
         if channel_of(name) != wanted:
-            raise UserError(
-                f"{where} has channel {shown(name, 40)!r} where {wanted} belongs: order them {', '.join(CHANNELS)}."
-            )
+            raise UserError(f"{spelt(where)} has channel {shown(name, 40)!r} where {wanted} belongs: order them "
+                            f"{', '.join(CHANNELS)}.")  # fmt: skip
 
 
 def _msd_cases(folder: Path, where: Path, entries: Sequence[tuple[str, str]]) -> list[CaseFiles]:
     """The listed cases; raises UserError where a path leaves the folder, or files are missing."""
     root, absent = os.path.normpath(folder.absolute()), []
     for path in (path for entry in entries for path in entry):
-        target = Path(os.path.normpath(folder.absolute() / path))
-        if not target.is_relative_to(root):
-            raise UserError(f"{where} names {shown(path)}, which lies outside the data folder: correct the entry.")
+        # as it is written: after a link to a folder, ".." leads beside what the link points to
+        target = folder / path
+        if not Path(os.path.normpath(target.absolute())).is_relative_to(root):
+            raise UserError(
+                f"{spelt(where)} names {shown(path)}, which lies outside the data folder: correct the entry."
+            )
         try:
             there = target.is_file()
         except OSError:  # a name too long

@@ -14,7 +14,7 @@ from medseg.labels import LabelMap, from_codes, from_names
 from medtrain.aside import Aside
 from medtrain.errors import UserError
 from medtrain.files import parse_json
-from medtrain.paths import stay_inside
+from medtrain.paths import spelt, stay_inside
 from medtrain.wording import shown
 
 LISTING = "dataset.json"
@@ -42,29 +42,33 @@ def label_map(listing: Mapping[str, Any]) -> LabelMap | None:
 
 
 def labelled_cases(folder: Path, listing: Mapping[str, Any]) -> list[CaseFiles]:
-    """Every case of labelsTr; raises UserError where a file is missing, or an image has no label."""
+    """Every case of labelsTr; raises UserError where a file is missing or lies elsewhere, or an image has no label."""
+    for name in ("labelsTr", "imagesTr"):
+        stay_inside(folder, folder / name)
     ending, numbers = _ending(folder, listing), _order(folder / LISTING, listing)
     labels = {case_id(path): path for path in sorted((folder / "labelsTr").glob(f"*{ending}")) if path.name[0] != "."}
     if not labels:
-        raise UserError(f"{folder / 'labelsTr'} holds no {ending} file: give a data set with labelled cases.")
+        raise UserError(f"{spelt(folder / 'labelsTr')} holds no {ending} file: give a data set with labelled cases.")
     cases = [CaseFiles(name, _channels(folder / "imagesTr", name, numbers, ending), path)
              for name, path in labels.items()]  # fmt: skip
     for case in cases:
         for path in (*case.images, labels[case.id]):
             if not path.is_file():
-                raise UserError(f"{path} is not there: restore it, or take the case out of labelsTr and imagesTr.")
+                raise UserError(
+                    f"{spelt(path)} is not there: restore it, or take the case out of labelsTr and imagesTr."
+                )
             stay_inside(folder, path)
     for name in _names(folder / "imagesTr", ending):
         if name not in labels:
             raise UserError(
-                f"{folder / 'imagesTr' / name}_0000{ending} has no label in labelsTr: add it or take it out."
+                f"{spelt(folder / 'imagesTr' / name)}_0000{ending} has no label in labelsTr: add it or take it out."
             )
     return cases
 
 
-def scans(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
+def scans(folder: Path, place: Path) -> tuple[list[CaseFiles], list[Aside]]:
     """The scans of a folder such as imagesTs, if it or the one above has nnU-Net's dataset.json, else none; then those
-    that lack a channel, with the reason.
+    that lack a channel, with the reason. Raises UserError where a link leads out of `place`, which the user named.
     """
     for root in (folder, folder.parent):
         listing = _listing(root / LISTING)
@@ -79,9 +83,11 @@ def scans(folder: Path) -> tuple[list[CaseFiles], list[Aside]]:
         images = _channels(folder, name, numbers, ending)
         missing = [path for path in images if not path.is_file()]
         if missing:
-            lacking.append((name, f"{missing[0]} is not there: add it or take the scan out."))
-        else:
-            cases.append(CaseFiles(name, images, None))
+            lacking.append((name, f"{spelt(missing[0])} is not there: add it or take the scan out."))
+            continue
+        for path in images:
+            stay_inside(place, path)
+        cases.append(CaseFiles(name, images, None))
     return cases, lacking
 
 
@@ -97,7 +103,9 @@ def _listing(path: Path) -> dict[str, Any] | None:
 def _ending(folder: Path, listing: Mapping[str, Any]) -> str:
     ending = listing["file_ending"]
     if ending not in SUFFIXES:
-        raise UserError(f"{folder / LISTING} has file_ending {shown(ending, 40)!r}: convert the files to .nii.gz.")
+        raise UserError(
+            f"{spelt(folder / LISTING)} has file_ending {shown(ending, 40)!r}: convert the files to .nii.gz."
+        )
     return str(ending)
 
 
@@ -108,7 +116,7 @@ def _order(where: Path, listing: Mapping[str, Any]) -> list[int]:
     missing = [channel for channel in CHANNELS if not str(named.get(channel, "")).isdecimal()]
     if missing:
         raise UserError(
-            f"{where} has no channel {missing[0]} among its channel_names: {', '.join(CHANNELS)} are needed."
+            f"{spelt(where)} has no channel {missing[0]} among its channel_names: {', '.join(CHANNELS)} are needed."
         )
     return [int(named[channel]) for channel in CHANNELS]
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medseg.nifti import Unreadable
 from medtrain.aside import Aside, report
 from medtrain.errors import UserError
 from medtrain.files import file_stamp
-from medtrain.paths import stay_inside
+from medtrain.paths import spelt, stay_inside
 from medtrain.progress import track
 from medtrain.run_folder import owner_of
 from medtrain.trained import default_device
@@ -64,9 +65,9 @@ def predict(runs: Sequence[Path], weights: Sequence[float], place: Path, out: Pa
                     print(f"WARNING: {_target(case, out)} is of an earlier call", file=sys.stderr)
         kept.path.unlink(missing_ok=True)
     if place.is_dir():
-        report(sorted(aside), out / LISTING, "scan")
+        report(sorted(aside), out / LISTING, "scan", root=place)
     if len(aside) == total:
-        raise UserError(f"no scan of {place} can be used: see {out / LISTING}, and repair the scans.")
+        raise UserError(f"no scan of {spelt(place)} can be used: see {out / LISTING}, and repair the scans.")
     made = total - len(aside)
     return f"{made} label map{'s' if made > 1 else ''} in {out} (codes: {codes})", len(aside)
 
@@ -87,11 +88,13 @@ def find_images(place: Path) -> tuple[list[CaseFiles], list[Aside]]:
     if place.is_file():
         return [CaseFiles(case_id(place), (place,), None)], []
     if not place.is_dir():
-        raise UserError(f"{place} is not there: give a NIfTI file or a folder of them.")
+        raise UserError(f"{spelt(place)} is not there: give a NIfTI file or a folder of them.")
+    scans = partial(nnunet.scans, place=place)
     for folder in (place, place / "imagesTs"):
+        stay_inside(place, folder)
         files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith(SUFFIXES) and path.is_file())
         whole = [path for path in files if not path.name.startswith(".")]
-        for found in (find_case_folders, nnunet.scans) if folder == place else (nnunet.scans,):
+        for found in (find_case_folders, scans) if folder == place else (scans,):
             cases, lacking = found(folder)
             if lacking and not cases:
                 raise UserError(lacking[0][1])
@@ -101,7 +104,7 @@ def find_images(place: Path) -> tuple[list[CaseFiles], list[Aside]]:
             stay_inside(place, path)
         if whole:
             return [CaseFiles(case_id(path), (path,), None) for path in whole], []
-    raise UserError(f"{place} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")
+    raise UserError(f"{spelt(place)} holds no .nii or .nii.gz file: give a NIfTI file or a folder of them.")
 
 
 def refuse_overwriting(cases: Sequence[CaseFiles], out: Path) -> None:
@@ -110,7 +113,7 @@ def refuse_overwriting(cases: Sequence[CaseFiles], out: Path) -> None:
     for case in cases:
         target = _target(case, out)
         if any(target.resolve() == image.resolve() for image in case.images):
-            raise UserError(f"{target} is the scan itself: give another --out.")
+            raise UserError(f"{spelt(target)} is the scan itself: give another --out.")
         if case.id in seen:
-            raise UserError(f"{case.images[0].parent} has two scans named {case.id}: rename one.")
+            raise UserError(f"{spelt(case.images[0].parent)} has two scans named {case.id}: rename one.")
         seen.add(case.id)

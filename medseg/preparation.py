@@ -34,7 +34,7 @@ from medseg.nifti import MOST_VOXELS, Unreadable
 from medseg.scan import Scan, read_scan
 from medtrain.aside import Aside, listing_of, report
 from medtrain.errors import UserError
-from medtrain.paths import origin
+from medtrain.paths import origin, spelt
 from medtrain.patients import NAME as PATIENTS
 from medtrain.patients import read_patients
 from medtrain.preparing import existing, make_once, parts_of, refuse_other, say_outdated
@@ -196,7 +196,7 @@ def _make(work: _Work) -> None:
     first = list(itertools.islice(fresh, 1))
     if not first and not held:
         reasons = [reason for _, reason in sorted(work.aside)]
-        many = f"no case of {work.dataset.folder} can be used; the first of {len(reasons)}: "
+        many = f"no case of {spelt(work.dataset.folder)} can be used; the first of {len(reasons)}: "
         raise UserError(f"{many if len(reasons) > 1 else ''}{reasons[0]}")
     if first or len(held) < len(found) or patients != work.patients:
         assemble(
@@ -215,7 +215,7 @@ def _make(work: _Work) -> None:
 
 
 def _report_aside(work: _Work) -> None:
-    report(sorted(work.aside), work.listing, "case")
+    report(sorted(work.aside), work.listing, "case", root=work.dataset.folder)
     if len(work.aside) > len(work.recipes) / 2:
         print("WARNING: most cases are set aside: look at their reasons, and at --label-map", file=sys.stderr)
 
@@ -243,7 +243,9 @@ def _prepared(work: _Work, names: list[str]) -> Iterator[tuple[str, Path]]:
     yield from ((name, work.part(name)) for name in names if name not in missing)
     jobs = [(case, work.parts, work.dataset.label_map, work.how, work.strict) for case in todo]
     with Progress(len(todo), "prepare") as progress:
-        for name, reason in in_processes(_prepare_part, jobs, work.workers, what=f"prepared {work.dataset.folder}"):
+        for name, reason in in_processes(
+            _prepare_part, jobs, work.workers, what=f"prepared {spelt(work.dataset.folder)}"
+        ):
             if reason:
                 work.aside.append((name, reason))
             else:
@@ -274,7 +276,7 @@ def _recipe(files: CaseFiles, label_map: LabelMap, how: Preparation) -> str:
         try:
             stats.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
         except OSError:
-            raise UserError(f"{path} is not there: restore it or take the case out.") from None
+            raise UserError(f"{spelt(path)} is not there: restore it or take the case out.") from None
     text = json.dumps([how.to_dict(), label_map.to_dict(), stats], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -301,7 +303,7 @@ def _holds(work: _Work) -> bool:
     found, patients = _recipes_in(out)
     if found == work.recipes and patients == work.patients:
         print(f"{out} already holds these {len(found)} cases", flush=True)
-        report([], work.listing, "case")
+        report([], work.listing, "case", root=work.dataset.folder)
         return True
     part = bool(found) and found.items() <= work.recipes.items()  # others were set aside, or are new
     if part and work.settled and patients == work.patients:

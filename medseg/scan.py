@@ -14,6 +14,8 @@ from medseg.cases import CHANNELS, CaseFiles
 from medseg.labels import RECODED, LabelMap
 from medseg.nifti import read_nifti
 from medtrain.errors import UserError
+from medtrain.paths import spelt
+from medtrain.wording import shown
 
 LEAST_MM, MOST_MM = 0.02, 50.0  # of a voxel; beyond lie headers in metres or micrometres
 APART = 0.1  # of a voxel: how far the corners of two grids may lie apart that are the same
@@ -39,9 +41,13 @@ def read_scan(case: CaseFiles, label_map: LabelMap) -> Scan:
     else:
         for path, (data, found, _) in zip(case.images, loaded, strict=True):
             if data.ndim != 3:
-                raise UserError(f"{path} has shape {data.shape}, not (X, Y, Z): give each channel a file of its own.")
+                raise UserError(
+                    f"{spelt(path)} has shape {data.shape}, not (X, Y, Z): give each channel a file of its own."
+                )
             if data.shape != loaded[0][0].shape:
-                raise UserError(f"{path} has shape {data.shape}, not that of {first.name}: register the channels.")
+                raise UserError(
+                    f"{spelt(path)} has shape {data.shape}, not that of {shown(first.name)}: register the channels."
+                )
             _same_grid(path, found, first, affine, data.shape)
         image = np.stack([data for data, _, _ in loaded])
     _check_voxels(case, image, affine)
@@ -56,8 +62,8 @@ def _channels_first(path: Path, data: np.ndarray) -> np.ndarray:
     if data.ndim == 4 and data.shape[3] == len(CHANNELS):
         return np.moveaxis(data, 3, 0)
     if data.ndim == 4 and data.shape[0] == len(CHANNELS):
-        raise UserError(f"{path} has shape {data.shape}, its channels first: move that axis to the end.")
-    raise UserError(f"{path} has shape {data.shape}, not (X, Y, Z, 4): give all four channels.")
+        raise UserError(f"{spelt(path)} has shape {data.shape}, its channels first: move that axis to the end.")
+    raise UserError(f"{spelt(path)} has shape {data.shape}, not (X, Y, Z, 4): give all four channels.")
 
 
 def _check_voxels(case: CaseFiles, image_CXYZ: np.ndarray, affine: np.ndarray) -> None:
@@ -66,36 +72,40 @@ def _check_voxels(case: CaseFiles, image_CXYZ: np.ndarray, affine: np.ndarray) -
     sizes = np.abs(nib.affines.voxel_sizes(affine))
     if not (sizes.min() >= LEAST_MM and sizes.max() <= MOST_MM):
         told = " x ".join(f"{size:.3g}" for size in sizes)
-        raise UserError(f"{path} has voxels of {told} mm: correct its header's voxel size or unit.")
+        raise UserError(f"{spelt(path)} has voxels of {told} mm: correct its header's voxel size or unit.")
     if not np.isfinite(image_CXYZ).all():
-        raise UserError(f"{path} holds NaN or infinite voxels: export it again or take the case out.")
+        raise UserError(f"{spelt(path)} holds NaN or infinite voxels: export it again or take the case out.")
     for name, volume in zip(CHANNELS, image_CXYZ, strict=True):
         signal = volume[volume != 0]
         if not signal.size or signal.min() == signal.max():
             what = f"one value, {signal[0]:g}," if signal.size else "zero"
-            raise UserError(f"{path} is {what} everywhere in a channel ({name}): export it again or take the case out.")
+            raise UserError(
+                f"{spelt(path)} is {what} everywhere in a channel ({name}): export it again or take the case out."
+            )
     for (one, a), (other, b) in combinations(zip(CHANNELS, image_CXYZ, strict=True), 2):
         if np.array_equal(a, b):
-            raise UserError(f"{path}: {one} and {other} are the same volume: export it again or take the case out.")
+            raise UserError(
+                f"{spelt(path)}: {one} and {other} are the same volume: export it again or take the case out."
+            )
 
 
 def _read_label(case: CaseFiles, shape: tuple[int, ...], affine: np.ndarray, label_map: LabelMap) -> np.ndarray:
     assert case.label is not None
     data, found, _ = read_nifti(case.label)
     if data.shape != shape:
-        raise UserError(f"{case.label} has shape {data.shape}, its image {shape}: they must be on one grid.")
+        raise UserError(f"{spelt(case.label)} has shape {data.shape}, its image {shape}: they must be on one grid.")
     _same_grid(case.label, found, case.images[0], affine, shape)
     codes = np.rint(data)
     if not (np.abs(data - codes) <= BETWEEN).all():  # also where it is no number
-        raise UserError(f"{case.label} holds values between codes: resample it again, with nearest neighbours.")
+        raise UserError(f"{spelt(case.label)} holds values between codes: resample it again, with nearest neighbours.")
     recoded = RECODED.get(label_map.name, {})
     known = {0, *recoded} if recoded else {0, label_map.edema, label_map.core, label_map.enhancing}
     odd = codes[~np.isin(codes, list(known))]
     if odd.size:
         cavity = ", brats24 where 4 is the cavity of an operation" if odd.min() == 4 else ""
         raise UserError(
-            f"{case.label} holds the label code {odd.min():g}, label map {label_map.name} knows {sorted(known)}: "
-            f"give the right --label-map{cavity}."
+            f"{spelt(case.label)} holds the label code {odd.min():g}, label map {label_map.name} knows "
+            f"{sorted(known)}: give the right --label-map{cavity}."
         )
     label = codes.astype(np.uint8)
     if recoded:
@@ -112,10 +122,10 @@ def _same_grid(path: Path, affine: np.ndarray, first: Path, first_affine: np.nda
     if gap <= APART * np.abs(nib.affines.voxel_sizes(first_affine)).min():
         return
     if any(np.allclose(affine, np.diag([sign, sign, 1, 1])) for sign in (1, -1)):  # as ITK writes it
-        remedy = f"it states no place of its own: copy the affine of {first.name} if the voxels correspond"
+        remedy = f"it states no place of its own: copy the affine of {shown(first.name)} if the voxels correspond"
     elif nib.aff2axcodes(affine) != nib.aff2axcodes(first_affine):
         axes = ["".join(nib.aff2axcodes(matrix)) for matrix in (affine, first_affine)]
         remedy = f"its axes run {axes[0]}, the others' {axes[1]}: reorient it (nibabel.as_reoriented)"
     else:
         remedy = f"they are {gap:.2g} mm apart: resample it"
-    raise UserError(f"{path} lies on another grid than {first.name} (their affines differ): {remedy}.")
+    raise UserError(f"{spelt(path)} lies on another grid than {shown(first.name)} (their affines differ): {remedy}.")

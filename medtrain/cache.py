@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from medtrain import hdf5
@@ -46,7 +45,7 @@ def open_file(path: Path, kind: str | None = None) -> Any:
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: {remedy}")
     try:
         # no lock: it fails on read-only and some network file systems, and a whole cache is never written to
-        file = h5py.File(path, "r", locking=False)
+        file = hdf5.file(path)
     except hdf5.FAULTS as error:
         if fault := hdf5.system_fault(error):
             raise UserError(f"{path} can not be read ({fault}): see to it, and run this again.") from None

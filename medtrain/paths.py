@@ -8,11 +8,27 @@ from pathlib import Path
 from medtrain.errors import UserError
 from medtrain.wording import shown
 
+# What a spreadsheet takes for the beginning of a formula; a sign may stand before a number, so "-" is not among them.
+FORMULA = ("=", "+", "@")
+# No system takes a longer path.
+MOST_PATH = 4096
 
-def walk_files(folder: Path, passed_over: Callable[[str], bool]) -> Iterator[Path]:
+
+def spelt(path: Path) -> str:
+    """A path as it stands in a message: whole, in one line, and without what would steer a terminal."""
+    return shown(path, MOST_PATH)
+
+
+def is_formula(name: str) -> bool:
+    """Whether a spreadsheet that opens a table would take a cell of this text for a formula."""
+    return name.startswith(FORMULA)
+
+
+def walk_files(folder: Path, passed_over: Callable[[str], bool], *, anywhere: bool = False) -> Iterator[Path]:
     """Files at or below a folder, in order, through links to folders, each folder once.
 
-    Files and folders whose name is `passed_over` are left out.
+    Files and folders whose name is `passed_over` are left out. Raises UserError before it goes into a folder that lies
+    elsewhere, unless links may lead `anywhere`.
     """
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -20,6 +36,9 @@ def walk_files(folder: Path, passed_over: Callable[[str], bool]) -> Iterator[Pat
         known = real in seen
         seen.add(real)
         folders[:] = [] if known else sorted(name for name in folders if not passed_over(name))
+        for link in (Path(place) / name for name in folders if not anywhere):
+            if link.is_symlink():
+                stay_inside(folder, link)
         yield from () if known else (Path(place) / name for name in sorted(files) if not passed_over(name))
 
 
@@ -39,7 +58,7 @@ def stay_inside(folder: Path, path: Path) -> None:
     """UserError where links lead out of the data folder."""
     if escapes(folder, path):
         raise UserError(
-            f"{shown(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
+            f"{spelt(path)} is a link that leaves the data folder: copy what it points to, or allow links with "
             "MEDTRAIN_FOLLOW_LINKS=1."
         )
 

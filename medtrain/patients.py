@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from medtrain.errors import UserError
+from medtrain.paths import spelt
 from medtrain.wording import shown
 
 NAME = "patients.csv"
@@ -17,18 +18,19 @@ def read_patients(folder: Path, names: Collection[str], what: str) -> dict[str, 
 
     Numbers follow the sorted names, so that nothing of a patient's own name is kept. Names that the file leaves out are
     not in the answer; without a file it is empty. Raises UserError where the file can not be read, names what is not
-    there, or gives a name two patients.
+    there, or gives a name two patients; it tells the line and never what stands there, which may be somebody's name.
     """
     path = _place(folder)
     if path is None:
         return {}
     owner: dict[str, str] = {}
-    for number, (name, patient) in enumerate(_rows(path, what), start=2):
+    for number, name, patient in _rows(path, what):
         if name not in names:
-            raise UserError(f"{path}, line {number}: {shown(name, 80)} is no {what} of this data set: write it as "
-                            f"{shown(min(names), 80)}.")  # fmt: skip
+            raise UserError(f"{spelt(path)}, line {number}: what stands under {what} is no {what} of this data set: "
+                            f"write it as {shown(min(names), 80)}.")  # fmt: skip
         if owner.setdefault(name, patient) != patient:
-            raise UserError(f"{path}, line {number}: {shown(name, 80)} has two patients: keep one.")
+            raise UserError(f"{spelt(path)}, line {number}: an earlier line gives this {what} another patient: "
+                            "keep one.")  # fmt: skip
     numbers = {patient: n for n, patient in enumerate(dict.fromkeys(owner[name] for name in sorted(owner)))}
     return {name: numbers[patient] for name, patient in owner.items()}
 
@@ -59,27 +61,28 @@ def owners(ids: Iterable[str], numbers: Mapping[str, int], name_of: Callable[[st
     return {name: first(f"name {name_of(name)}") for name in names}
 
 
-def _rows(path: Path, what: str) -> list[tuple[str, str]]:
-    """(name, patient) of each line; columns may be parted by , ; or tabs, and paths written as Windows does."""
+def _rows(path: Path, what: str) -> list[tuple[int, str, str]]:
+    """(line, name, patient) of each line; columns may be parted by , ; or tabs, and paths written as Windows does."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES >> 20} MB: keep its two columns only.")
+            raise UserError(f"{spelt(path)} is larger than {MOST_BYTES >> 20} MB: keep its two columns only.")
         with open(path, newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             parted = max(",;\t", key=head.count)
             names = [name.strip().lower() for name in next(csv.reader([head], delimiter=parted, strict=True), [])]
-            rows = list(csv.DictReader(file, names, delimiter=parted, strict=True))
+            lines = csv.DictReader(file, names, delimiter=parted, strict=True)
+            # the first line was read before; its own count passes over empty lines
+            rows = [(lines.reader.line_num + 1, row) for row in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can not be read ({shown(error, 80)}): write it as CSV in UTF-8.") from None
+        raise UserError(f"{spelt(path)} can not be read ({shown(error, 80)}): write it as CSV in UTF-8.") from None
     if not {what, "patient"} <= set(names):
-        raise UserError(
-            f"{path}, line 1: the columns {what} and patient are needed, not {shown(', '.join(names), 80)}."
-        )
+        raise UserError(f"{spelt(path)}, line 1: the columns {what} and patient are needed: name them there.")
     if not rows:
-        raise UserError(f"{path} names nobody: fill it in, or remove it.")
-    for number, row in enumerate(rows, start=2):
+        raise UserError(f"{spelt(path)} names nobody: fill it in, or remove it.")
+    for number, row in rows:
         if not (row.get(what) or "").strip() or not (row.get("patient") or "").strip():
             raise UserError(
-                f"{path}, line {number}: the columns {what} and patient are needed, filled in on every line."
+                f"{spelt(path)}, line {number}: the columns {what} and patient are needed, filled in on every line."
             )
-    return [(row[what].strip().replace("\\", "/").removeprefix("./"), row["patient"].strip()) for row in rows]
+    return [(number, row[what].strip().replace("\\", "/").removeprefix("./"), row["patient"].strip())
+            for number, row in rows]  # fmt: skip

@@ -43,9 +43,12 @@ def restored(path: Path, content: dict[str, Any], recipe: Recipe, build: Callabl
 
 
 def check_tensors(path: Path, tensors: dict[Any, Any]) -> None:
-    """Raise UserError unless these, from a file, are finite tensors by name."""
+    """Raise UserError unless these, from a file, are finite tensors by name, none larger than its bytes there."""
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise UserError(f"{path} holds no tensors by name: remove it or copy it again.")
+        # elements may share their bytes or have none: whatever looks at each would take gigabytes for a small file
+        if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} holds a tensor that is larger than its bytes: remove it or copy it again.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path} holds weights that are no numbers: train it again with a lower optim.lr.")

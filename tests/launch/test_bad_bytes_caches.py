@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,39 @@ def bomb(name: str, shape: tuple[int, ...], dtype: str) -> Change:
 
     def apply(file: Any) -> None:
         del file[name]
-        made = file.create_dataset(name, shape, dtype, chunks=tuple(min(64, n) for n in shape), compression="gzip")
+        made = file.create_dataset(name, shape, dtype, chunks=tuple(min(64, n) for n in shape), compression="gzip",
+                                   shuffle=True)  # fmt: skip
         made[tuple(slice(0, 1) for _ in shape)] = 1
+
+    return edit(apply)
+
+
+def repacked(name: str, chunk: bytes = b"", skipped: int = 0, **options: Any) -> Change:
+    """A dataset packed as caches are, or by other options, whose first chunk has other bytes where any are given."""
+
+    def apply(file: Any) -> None:
+        values = file[name][()]
+        del file[name]
+        usual = {"chunks": tuple(min(64, n) for n in values.shape), "compression": "gzip", "shuffle": True}
+        made = file.create_dataset(name, data=values, **{**usual, **options})
+        if chunk:
+            made.id.write_direct_chunk((0,) * values.ndim, chunk, filter_mask=skipped)
+
+    return edit(apply)
+
+
+def packed_twice(name: str) -> Change:
+    """A dataset that goes through deflate two times, of which h5py's `compression` tells nothing."""
+
+    def apply(file: Any) -> None:
+        values = file[name][()]
+        del file[name]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk(tuple(min(64, n) for n in values.shape))
+        for _ in range(2):
+            plan.set_deflate(9)
+        kind, space = h5py.h5t.py_create(values.dtype), h5py.h5s.create_simple(values.shape)
+        h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, plan))[...] = values
 
     return edit(apply)
 
@@ -193,6 +225,27 @@ VOLUMES: dict[str, tuple[Change, str]] = {
     ),
     "an image of terabytes": (bomb(f"{A}/image", (4, 30000, 30000, 30000), "f2"), f"{CASE} is damaged.*unpacks"),
     "a label of terabytes": (bomb(f"{A}/label", (30000, 30000, 30000), "u1"), f"{CASE} is damaged.*unpacks"),
+    "voxels that unpack to more": (
+        repacked(f"{A}/voxels_1", zlib.compress(bytes(1 << 19))),
+        f"{CASE} is damaged.*unpacks to another size",
+    ),
+    "voxels that unpack to less": (
+        repacked(f"{A}/voxels_1", zlib.compress(b"abc")),
+        f"{CASE} is damaged.*unpacks to another size",
+    ),
+    "voxels of three bytes": (repacked(f"{A}/voxels_1", b"abc", 2), f"{CASE} is damaged.*unpacks to another size"),
+    "voxels of many bytes": (repacked(f"{A}/voxels_1", bytes(1 << 20), 2), f"{CASE} is damaged.*too long"),
+    "voxels that do not unpack": (repacked(f"{A}/voxels_1", b"abc"), f"{CASE} is damaged.*can not be unpacked"),
+    "a label packed twice": (packed_twice(f"{A}/label"), f"{CASE} is damaged.*in another way"),
+    "a label packed by another library": (repacked(f"{A}/label", compression="lzf"), f"{CASE} is damaged.*another way"),
+    "a label of fewer bits": (
+        repacked(f"{A}/label", compression=None, shuffle=None, scaleoffset=0),
+        f"{CASE} is damaged.*in another way",
+    ),
+    "a label in a larger chunk": (
+        repacked(f"{A}/label", chunks=(256, 256, 256), maxshape=(None, None, None)),
+        f"{CASE} is damaged.*in another way",
+    ),
     "voxels outside": (changed(f"{A}/voxels_1", lambda a: a + 999), f"{CASE} is damaged"),
     "voxels below 0": (changed(f"{A}/voxels_1", lambda a: a - 999), f"{CASE} is damaged"),
     "voxels of two axes": (changed(f"{A}/voxels_1", lambda a: a[:, :2]), f"{CASE} is damaged"),

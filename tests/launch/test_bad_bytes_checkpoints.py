@@ -98,6 +98,12 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "weights NaN": (weights(lambda t: t * NAN), "no numbers"),
     "weights of another shape": (weights(lambda t: t[:1]), "does not fit"),
     "weights sparse": (weights(lambda t: t.to_sparse()), "no tensors by name|damaged"),
+    "weights of one number": (weights(lambda t: t.flatten()[0].clone().expand(t.shape)), "larger than its bytes"),
+    "weights that overlap": (
+        weights(lambda t: t.flatten()[: t.numel() - 1].clone().as_strided(t.shape, (0, *t.stride()[1:]))),
+        "larger than its bytes",
+    ),
+    "weights without bytes": (weights(lambda t: t.to("meta")), "larger than its bytes"),
     "recipe a number": (resaved(lambda c: {**c, "recipe": 3}), "another task or version"),
     "recipe not JSON": (resaved(lambda c: {**c, "recipe": "{"}), "not JSON"),
     "recipe nested": (resaved(lambda c: {**c, "recipe": nested(99999)}), "not JSON"),

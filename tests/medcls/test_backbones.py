@@ -96,6 +96,21 @@ def test_what_does_not_fit_is_named(thousand: Path, tmp_path: Path) -> None:
     assert "more; give weights of this network" in str(caught.value)
 
 
+def test_names_of_images_are_texts(tmp_path: Path) -> None:
+    """A list in a list in a list, each twice: as a text it would double with each level."""
+    told = {"split": {"train": ["a/1.png"], "val": ["b/2.png"]}, "seen_before": ["c/3.png"]}
+    torch.save(told, tmp_path / "run.pt")
+    assert backbones.seen_by(tmp_path / "run.pt") == {"a/1.png", "b/2.png", "c/3.png"}
+    nested: list = []
+    for _ in range(20):
+        nested = [nested, nested]
+    for name, content in {"first": {"seen_before": [nested]}, "split": {"split": {"val": ["a/1.png", 3]}}}.items():
+        path = tmp_path / f"{name}.pt"
+        torch.save(content, path)
+        with pytest.raises(UserError, match=r"pt holds images that are no names: give a \.safetensors or \.pt file"):
+            backbones.seen_by(path)
+
+
 def test_where_weights_are_looked_for(thousand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTRAIN_WEIGHTS", str(thousand.parent))
     assert backbones.weights_file(recipe().model) == thousand

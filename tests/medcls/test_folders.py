@@ -80,6 +80,51 @@ def test_what_was_found_in_words(tmp_path: Path) -> None:
     assert read_folders(tmp_path).in_words() == "X (a, b); Y (c, d)"
 
 
+@pytest.mark.parametrize("inner", ["", "Multi Cancer"])
+def test_a_lone_link_out_of_the_folder_is_not_its_root(
+    tmp_path: Path, inner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "private" / inner, "Oral Cancer/oral_scc", "Oral Cancer/oral_normal")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match="data/link is a link that leaves the data folder"):
+        read_folders(data)
+    monkeypatch.setenv("MEDTRAIN_FOLLOW_LINKS", "1")
+    assert len(read_folders(data).files) == 4
+
+
+def test_links_that_stay_are_read(tmp_path: Path) -> None:
+    make(tmp_path / "data" / ".store", "b")
+    make(tmp_path / "data" / "set", "a")
+    (tmp_path / "data" / "set" / "b").symlink_to(tmp_path / "data" / ".store" / "b")
+    (tmp_path / "named").symlink_to(tmp_path / "data")  # by the user
+    files = [path for path, _ in read_folders(tmp_path / "named").files]
+    assert files == ["set/a/0.jpg", "set/a/1.jpg", "set/b/0.jpg", "set/b/1.jpg"]
+
+
+@pytest.mark.parametrize("place", ["X/=cmd()/0.jpg", "@X/a/0.jpg", "X/a/+1.jpg", "X/=stray.jpg"])
+def test_names_that_are_formulas_to_a_spreadsheet_are_refused(tmp_path: Path, place: str) -> None:
+    make(tmp_path, "X/a", "X/b", "Y/-a", "Y/1")
+    read_folders(tmp_path)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"that spreadsheets take for a formula .*: rename it"):
+        read_folders(tmp_path)
+    with pytest.raises(UserError, match="that spreadsheets take for a formula"):
+        read_folders(make(tmp_path / "=moles", "a", "b"))
+
+
+def test_folders_that_would_steer_a_terminal_are_told_in_plain_signs(tmp_path: Path) -> None:
+    place = tmp_path / "x\x1b[31m"
+    make(place, "c/only")
+    make(place / "halves", "train", "test")
+    for folder in (place, place / "halves", place / "absent", place / "c" / "only"):
+        with pytest.raises(UserError, match=r"x\\x1b\[31m") as told:
+            read_folders(folder)
+        assert str(told.value).isprintable()
+
+
 def test_refusals(tmp_path: Path) -> None:
     make(tmp_path / "one", "c/only")
     make(tmp_path / "empty", "c/a", "c/b")

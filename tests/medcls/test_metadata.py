@@ -35,6 +35,12 @@ def spoken_png() -> bytes:
     return encode(picture().convert("P"), "PNG", pnginfo=info, exif=exif, transparency=colour)
 
 
+def with_segments(content: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with segments of a marker and a content after its start."""
+    made = [b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2) + body for marker, body in segments]
+    return b"".join([content[:2], *made, content[2:]])
+
+
 def pixels(content: bytes) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
 
@@ -60,6 +66,29 @@ def test_a_png_keeps_its_pixels_and_its_transparency_only() -> None:
     assert SECRET.encode() not in made.encoded
     assert np.array_equal(pixels(made.encoded), pixels(content))
     assert (pixels(made.encoded)[..., 3] < 255).any()
+
+
+def test_of_adobes_segments_only_what_tells_the_colours_is_kept() -> None:
+    colours = b"Adobe\0\x64\0\0\0\0\x01"
+    photoshop = b"Adobe_CM\0" + SECRET.encode()  # IPTC's names lie in APP13
+    content = encode(picture(), "JPEG")
+    spoken = with_segments(content, (0xED, photoshop), (0xEE, colours + SECRET.encode()), (0xE9, photoshop))
+    made = images.examine(spoken)
+    assert made.converted == ""
+    assert SECRET.encode() not in made.encoded
+    assert b"Adobe_CM" not in made.encoded
+    assert b"\xff\xee\0\x0e" + colours + b"\xff" in made.encoded
+    assert np.array_equal(pixels(made.encoded), pixels(spoken))
+    short = without_metadata(with_segments(content, (0xEE, colours[:-1])), "JPEG")  # which no decoder heeds
+    assert b"Adobe" not in short
+    assert without_metadata(made.encoded, "JPEG") == made.encoded
+
+
+def test_the_colours_of_adobes_rgb_stay() -> None:
+    content = with_segments(encode(picture(), "JPEG", keep_rgb=True), (0xEE, b"Adobe\0\x64" + bytes(5) + b"more"))
+    made = images.examine(content)
+    assert b"more" not in made.encoded
+    assert np.array_equal(pixels(made.encoded), pixels(content))
 
 
 def test_an_orientation_that_only_xmp_tells_is_kept() -> None:

@@ -69,11 +69,14 @@ def test_refusals(runs: list[Path], pictures: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "empty").mkdir()
     one = next(iter((pictures / "Oral Cancer" / "oral_scc").iterdir()))
     out = tmp_path / "p.csv"
+    shutil.copy(one, tmp_path / "=1+1.jpg")
     for members, image, target, words in [
         (runs[:1], one, tmp_path / "p", "must end in .csv"),
         ([runs[0], runs[2]], one, out, "knows other classes"),
         (runs[:1], tmp_path / "empty", out, "holds no file"),
         (runs[:1], tmp_path / "absent", out, "is not there"),
+        (runs[:1], tmp_path / "=1+1.jpg", out, "spreadsheets take '=1+1.jpg' for a formula: rename it"),
+        (runs[:1], tmp_path, out, "spreadsheets take '=1+1.jpg' for a formula: rename it"),
         (runs[:1], pictures / "phantom_truth.csv", out, "nor any other file there"),
     ]:
         assert run_main("predict", "--members", *members, "--image", image, "--out", target) == 2

@@ -8,12 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launch_helpers import run_main
+from launch_helpers import in_this_process, run_main
 from PIL import Image
 
 from medcls import preparation
 from medcls.cache import ImageCache, digest
-from medcls.preparation import prepare_folder
+from medcls.preparation import Preparation, prepare_folder
 from medtrain.errors import UserError
 
 
@@ -71,6 +71,34 @@ def test_a_broken_off_preparation_goes_on(
     assert len(ImageCache(tmp_path / "c.h5").ids) == 100
 
 
+@pytest.mark.parametrize("way", ["link", "storage"])
+def test_a_part_that_leads_to_another_file_is_made_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(preparation, "in_processes", in_this_process)
+    real, out, private = preparation._assemble, tmp_path / "c.h5", tmp_path / "private"
+    monkeypatch.setattr(preparation, "_assemble", lambda work: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare_folder(folder, out)
+    (part,) = (tmp_path / "c.h5.parts").glob("*.h5")
+    with h5py.File(part, "r+") as file:
+        size = file["bytes"].size
+        private.write_bytes(bytes(size))
+        del file["bytes"]
+        if way == "link":
+            with h5py.File(private, "w") as other:
+                other["x"] = np.zeros(size, np.uint8)
+            file["bytes"] = h5py.ExternalLink(str(private), "/x")
+        else:
+            file.create_dataset("bytes", (size,), np.uint8, external=[(str(private), 0, size)])
+    with pytest.raises(UserError, match=r"is damaged .*bytes .*: remove it, and run this again"):
+        preparation._images(part, {})
+    with pytest.raises(UserError, match=r"is damaged .*bytes .*: remove it, and run this again"):
+        preparation._read_part(part)
+    monkeypatch.setattr(preparation, "_assemble", real)
+    assert all(intact for _, intact in ImageCache(prepare_folder(folder, out)).verify())
+
+
 def test_a_second_call_does_nothing_and_a_changed_file_is_read_anew(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +110,17 @@ def test_a_second_call_does_nothing_and_a_changed_file_is_read_anew(
     assert out.stat().st_mtime_ns == stamp
     Image.new("RGB", (50, 40), "green").save(folder / "Oral Cancer/oral_scc/oral_scc_0001.jpg")
     assert ImageCache(prepare_folder(folder, out)).fingerprint != before
+
+
+def test_a_cache_of_before_metadata_was_left_out_is_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preparation, "in_processes", in_this_process)
+    with monkeypatch.context() as before:
+        before.setattr(preparation, "Preparation", lambda: Preparation(silence=1))
+        prepare_folder(folder, tmp_path / "c.h5")
+    prepare_folder(folder, tmp_path / "c.h5")
+    assert "it is made again" in capsys.readouterr().out
 
 
 def spoil(folder: Path) -> None:

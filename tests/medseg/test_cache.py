@@ -1,4 +1,5 @@
 import errno
+import zlib
 from pathlib import Path
 
 import h5py
@@ -80,6 +81,50 @@ def test_a_part_of_another_preparation_or_cut_short_does_not_fit(tmp_path: Path)
     assert not part_fits(part, "r")
 
 
+def planted(path: Path, change: str) -> None:
+    """Another file's content under the label of a part, in one of HDF5's ways."""
+    other = path.with_name("private.h5")
+    with h5py.File(path, "r+") as file, h5py.File(other, "w") as aside:
+        shape, dtype = file["label"].shape, file["label"].dtype
+        file.copy("label", aside, "x")
+        del file["label"]
+        if change == "an external link":
+            file["label"] = h5py.ExternalLink(str(other), "/x")
+        elif change == "a soft link":
+            file["label"] = h5py.SoftLink("/label_native")
+        elif change == "external storage":
+            file.create_dataset("label", shape, dtype, external=[(str(other), 0, 1 << 30)])
+        elif change == "virtual storage":
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource(str(other), "x", shape)
+            file.create_virtual_dataset("label", layout)
+        else:  # a group "cases" that is another cache's
+            aside.create_group("cases")
+            aside.copy("x", "cases/a")
+            file["cases"] = h5py.ExternalLink(str(other), "/cases")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("an external link", "label is a link to another place"),
+        ("a soft link", "label is a link to another place"),
+        ("external storage", "label lies in another file"),
+        ("virtual storage", "label lies in another file"),
+        ("cases elsewhere", "cases is a link to another place"),
+    ],
+)
+def test_a_part_that_leads_to_another_file_is_taken_by_nobody(tmp_path: Path, change: str, words: str) -> None:
+    out, _ = make(tmp_path)
+    before, part = out.read_bytes(), tmp_path / "a.h5"
+    assert part_fits(part, "r")
+    planted(part, change)
+    assert not part_fits(part, "r")
+    with pytest.raises(UserError, match=rf"a\.h5 is damaged \(.*{words}.*\): remove it, and prepare again"):
+        assemble(out, [("a", part)], channels=[], labels={}, spacing_mm=0, preparation={})
+    assert out.read_bytes() == before
+
+
 def test_a_failed_assembly_leaves_nothing(tmp_path: Path) -> None:
     part = tmp_path / "a.h5"
     part.write_bytes(b"no HDF5")
@@ -134,3 +179,29 @@ def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytes
         cache.read("a", "image")
     with pytest.raises(UserError, match=r"case a can not be read \(Input/output error\)"):
         cache.patch("a", "image", (0, 0, 0), (2, 2, 2))
+
+
+def test_a_chunk_is_unpacked_within_bounds_before_it_is_read(tmp_path: Path) -> None:
+    """Only the chunks that a box touches, so that a cache opens as fast as ever."""
+    label = np.random.default_rng(0).integers(0, 4, (100, 70, 5)).astype(np.uint8)
+    case = Case(image_CDHW=np.ones((2, 100, 70, 5), np.float16), label_DHW=label, arrays={}, facts={})
+    write_part(tmp_path / "a.h5", case, recipe="r", compressed=True)
+    out = tmp_path / "c.h5"
+    assemble(out, [("a", tmp_path / "a.h5")], channels=["x", "y"], labels={}, spacing_mm=1.0, preparation={})
+    with h5py.File(out, "r+") as file:
+        assert file["cases/a/label"].chunks == (64, 64, 5)
+        file["cases/a/label"].id.write_direct_chunk((64, 64, 0), zlib.compress(bytes(1 << 25)))
+    cache = Cache(out)
+    assert cache.array("a", "label").shape == label.shape
+    for _ in range(2):
+        assert np.array_equal(cache.patch("a", "label", (10, 10, 0), (100, 64, 5)), label[10:, 10:64])
+        assert np.array_equal(cache.patch("a", "label", (10, 50, 0), (64, 70, 5)), label[10:64, 50:])
+        for start in ((60, 60, 0), (99, 69, 4)):
+            with pytest.raises(
+                UserError, match=r"case a is damaged \(.*label has a chunk that unpacks to another size"
+            ):
+                cache.patch("a", "label", start, (100, 70, 5))
+        for box in (..., 0, (..., 0), (slice(None), slice(None), slice(None))):
+            with pytest.raises(ValueError, match="another size"):
+                cache.array("a", "label")[box]
+    assert dict(cache.verify()) == {"a": False}

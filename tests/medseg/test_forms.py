@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from medseg.brats import find_case_folders, role_of
-from medseg.cases import CaseFiles
+from medseg.cases import CaseFiles, case_id
 from medseg.labels import KNOWN, from_names
 from medseg.msd import read_dataset
 from medseg.prediction import find_images
@@ -111,6 +112,72 @@ def test_linked_case_folders_are_seen(tmp_path: Path, monkeypatch: pytest.Monkey
         find_images(chosen / "scans")
     monkeypatch.setenv("MEDTRAIN_FOLLOW_LINKS", "1")
     assert [case.id for case in find_case_folders(chosen)[0]] == ["BraTS_1"]
+
+
+def test_a_linked_folder_that_leaves_is_not_looked_into(tmp_path: Path) -> None:
+    """Also where nothing in it would be taken, or would be refused for its name."""
+    brats(tmp_path / "data" / "BraTS_1", "BraTS_1")
+    save(tmp_path / "private" / "=Doe" / "=Doe.nii.gz", volume(0))
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "private")
+    for read in (find_case_folders, read_dataset, find_images):
+        with pytest.raises(UserError, match="data/more is a link that leaves the data folder") as told:
+            read(tmp_path / "data")
+        assert "Doe" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_the_way_up_from_a_linked_folder_does_not_leave(phantoms: Path, tmp_path: Path, kind: str) -> None:
+    """Written down, `link/..` is the folder that holds the link; opened, it is that above what the link points to."""
+    data, private = Path(shutil.copytree(phantoms, tmp_path / "data")), tmp_path / "private"
+    (private / "sub").mkdir(parents=True)
+    shutil.copy(data / f"{kind}sTr" / "PHANTOM_000.nii.gz", private / "PHANTOM_000.nii.gz")
+    (data / f"{kind}sTr" / "link").symlink_to(private / "sub")
+    listing = json.loads((data / "dataset.json").read_text())
+    listing["training"][0][kind] = f"./{kind}sTr/link/../PHANTOM_000.nii.gz"
+    (data / "dataset.json").write_text(json.dumps(listing))
+    with pytest.raises(UserError, match=r"link/\.\./PHANTOM_000\.nii\.gz is a link that leaves the data folder"):
+        read_dataset(data)
+    (data / f"{kind}sTr" / "link").unlink()
+    (data / "deeper" / "sub").mkdir(parents=True)
+    shutil.copy(private / "PHANTOM_000.nii.gz", data / "deeper" / "PHANTOM_000.nii.gz")
+    (data / f"{kind}sTr" / "link").symlink_to(data / "deeper" / "sub")
+    assert len(read_dataset(data).cases) == 5
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "@SUM(A1)"])
+def test_names_that_are_formulas_to_a_spreadsheet_are_refused(tmp_path: Path, name: str) -> None:
+    words = f"spreadsheets take '{re.escape(name)}' for a formula: rename it"
+    with pytest.raises(UserError, match=words):
+        case_id(tmp_path / f"{name}.nii.gz")
+    brats(tmp_path / "alone" / name, "x")
+    brats(tmp_path / "together" / "b", name)
+    brats(tmp_path / "together" / "b", "c")
+    for folder in ("alone", "together"):
+        with pytest.raises(UserError, match="for a formula: rename it"):
+            find_case_folders(tmp_path / folder)
+    assert [case_id(Path(f"{good}.nii")) for good in ("-1", "1", "a=b", " =1")] == ["-1", "1", "a=b", " =1"]
+
+
+def test_folders_that_would_steer_a_terminal_are_told_in_plain_signs(tmp_path: Path) -> None:
+    place = tmp_path / "x\x1b[31m"
+    case = find_case_folders(brats(place / "BraTS_1", "BraTS_1"))[0][0]
+    messages = []
+    for what in SPOILT:
+        brats(place / "BraTS_1", "BraTS_1")
+        SPOILT[what][0](case)
+        with pytest.raises(UserError) as told:
+            read_scan(case, KNOWN["brats18"])
+        messages.append(str(told.value))
+    (place / "BraTS_1" / "BraTS_1_seg.nii.gz").unlink()
+    for spoil in (lambda: None, lambda: case.images[0].unlink(), lambda: shutil.rmtree(place / "BraTS_1"),
+                  lambda: (place / "dataset.json").write_text("{"), lambda: shutil.rmtree(place)):  # fmt: skip
+        spoil()
+        with pytest.raises(UserError) as told:
+            read_dataset(place)
+        messages.append(str(told.value))
+    for message in messages:
+        assert message.isprintable()
+        assert "x\\x1b[31m" in message
 
 
 def test_codings_of_brats_by_year(tmp_path: Path) -> None:

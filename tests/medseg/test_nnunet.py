@@ -95,6 +95,42 @@ def test_scans_to_predict(raw: Path, tmp_path: Path) -> None:
         find_images(raw)
 
 
+@pytest.mark.parametrize("linked", ["a scan", "imagesTs"])
+def test_scans_to_predict_do_not_lie_elsewhere(
+    raw: Path, tmp_path: Path, linked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = raw / "imagesTs" / ("PHANTOM_001_0002.nii.gz" if linked == "a scan" else "")
+    place.rename(tmp_path / "private")
+    place.symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=f"{place.name} is a link that leaves the data folder"):
+        find_images(raw)
+    if linked == "a scan":
+        with pytest.raises(UserError, match="is a link that leaves the data folder"):
+            find_images(raw / "imagesTs")
+    else:
+        assert len(find_images(raw / "imagesTs")[0]) == 5  # the user's own link
+    monkeypatch.setenv("MEDTRAIN_FOLLOW_LINKS", "1")
+    assert len(find_images(raw)[0]) == 5
+
+
+def test_scans_may_be_links_within_the_data_folder(raw: Path) -> None:
+    scan = raw / "imagesTs" / "PHANTOM_001_0002.nii.gz"
+    scan.unlink()
+    scan.symlink_to(raw / "imagesTr" / scan.name)
+    assert len(find_images(raw)[0]) == 5
+    with pytest.raises(UserError, match="is a link that leaves the data folder"):
+        find_images(raw / "imagesTs")
+
+
+@pytest.mark.parametrize("name", ["imagesTr", "labelsTr"])
+def test_a_linked_folder_that_leaves_is_not_looked_into(raw: Path, tmp_path: Path, name: str) -> None:
+    (raw / name).rename(tmp_path / "private")
+    (raw / name).symlink_to(tmp_path / "private")
+    (tmp_path / "private" / "Doe_0000.nii.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{name} is a link that leaves the data folder"):
+        read_dataset(raw)
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a channel": (lambda r: (r / "imagesTr" / "PHANTOM_002_0001.nii.gz").unlink(), r"002_0001\.nii\.gz is not there"),
     "a label": (lambda r: (r / "labelsTr" / "PHANTOM_002.nii.gz").unlink(), r"002_0000\.nii\.gz has no label"),

@@ -307,7 +307,7 @@ def test_a_list_of_patients_keeps_their_scans_on_one_side(
     prepare_dataset(folder, out, Preparation())
     assert "already holds these 5 cases" in capsys.readouterr().out
     (folder / "patients.csv").write_text("case,patient\nnobody,Doe\n")
-    with pytest.raises(UserError, match="nobody is no case"):
+    with pytest.raises(UserError, match="line 2: what stands under case is no case"):
         prepare_dataset(folder, out, Preparation())
 
 

@@ -36,10 +36,10 @@ def test_other_ways_to_write_it(tmp_path: Path, name: str, content: str) -> None
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"case,patient\na,1\nz,1\n", "line 3: z is no case of this data set"),
-        (b"case,patient\na,1\na,2\n", "line 3: a has two patients"),
+        (b"case,patient\na,1\nz,1\n", "line 3: what stands under case is no case of this data set: write it as a"),
+        (b"case,patient\n\na,1\n\n\na,2\n", "line 6: an earlier line gives this case another patient"),
         (b"case,patient\na,1\nb,\n", "line 3: the columns case and patient are needed"),
-        (b"file,patient\na,1\n", "line 1: the columns case and patient are needed, not file, patient"),
+        (b"file,patient\na,1\n", "line 1: the columns case and patient are needed: name them there"),
         (b"", "line 1: the columns case and patient are needed"),
         (b"case,patient\n", "names nobody: fill it in, or remove it"),
         (b"case,patient\n\xff\xfe,1\n", "can not be read"),
@@ -52,6 +52,24 @@ def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, content: bytes, w
         read_patients(tmp_path, CASES, "case")
     assert str(told.value).startswith(str(tmp_path / "patients.csv"))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("Doe^Jane,a\nDoe^Jane,b\n", 1),
+        ("case,patient\nDoe^Jane,a\n", 2),
+        ("case,patient\na,1\n\n\nDoe^Jane,2\n", 5),
+        ("case,patient\na,Doe^Jane\na,Doe^John\n", 3),
+        ("case,patient\na,Doe^Jane\n,Doe^John\n", 3),
+    ],
+    ids=["no head", "columns changed over", "after empty lines", "two patients", "a cell without words"],
+)
+def test_no_cell_is_told(tmp_path: Path, content: str, line: int) -> None:
+    (tmp_path / "patients.csv").write_text(content)
+    with pytest.raises(UserError, match=f"patients.csv, line {line}: ") as told:
+        read_patients(tmp_path, CASES, "case")
+    assert "doe^" not in str(told.value).lower()
 
 
 def test_a_folder_of_that_name_is_told(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,40 @@ def test_compiled_equals_eager(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.M
     inputs = torch.randn(3, 8)
     torch.testing.assert_close(strategy.forward(inputs), model(inputs))
     assert any(tmp_path.rglob("*.so"))  # what later jobs find
+
+
+@pytest.mark.parametrize("home", ["a folder", "a file"])
+def test_what_is_compiled_lies_where_nobody_else_can_put_code(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir() if home == "a folder" else (tmp_path / "home").touch()
+    at_exit: list[Callable[[], object]] = []
+    monkeypatch.setattr(ways, "atexit", types.SimpleNamespace(register=lambda *given, **named: at_exit.append(
+        partial(*given, **named))))  # fmt: skip
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    torch.compile(torch.nn.Linear(2, 2))  # imports the compiler, which reads its settings
+    for before in ("", str(tmp_path / "torchinductor_somebody")):  # an optimiser leaves the latter
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        monkeypatch.delenv("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", raising=False)
+        with torch._inductor.config.patch(cpp_cache_precompile_headers=True):
+            ways.compiled(torch.nn.Linear(2, 2))
+            assert not torch._inductor.config.cpp_cache_precompile_headers
+        assert os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] == "0"
+        kept = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        ways.compiled(torch.nn.Linear(2, 2))
+        assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == kept
+        if home == "a folder":
+            assert kept == tmp_path / "home" / ".cache" / "medtrain" / "compiled"
+            continue
+        assert kept.parent == tmp_path
+        assert kept.stat().st_mode & 0o777 == 0o700
+        at_exit.pop()()
+        assert not kept.exists()
+    assert at_exit == []
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/scratch/torchinductor_mine")
+    ways.compiled(torch.nn.Linear(2, 2))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/torchinductor_mine"
 
 
 def test_a_compiler_that_fails_is_fallen_back_from_by_choice(

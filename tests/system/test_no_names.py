@@ -1,6 +1,7 @@
 """What names a patient in a scan's header or in the folders around the data set stands in nothing that is written."""
 
 import gzip
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import nibabel as nib
 import pytest
 from conftest import TINY
 from hostile import with_header
-from launch_helpers import run_main
+from launch_helpers import in_this_process, run_main
 
 from medlaunch import report
+from medseg import evaluation
+from medseg.cohort import ScanCohort
 
 SECRETS = {
     "descrip": b"Doe^Jane 1970-01-01", "aux_file": b"/pacs/doe_jane", "db_name": b"DOE_JANE_8",
@@ -68,6 +71,25 @@ def test_a_sweep_and_a_prediction(phantoms: Path, tmp_path: Path, capfd: pytest.
         both = content.lower()
         found += [(name, w) for w in words if w.lower() in both or w.hex().encode() in both]
     assert found == []
+
+
+@pytest.mark.parametrize("deep", [1, 8])
+def test_what_is_set_aside_and_what_is_judged(
+    deep: int, phantoms: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medseg.preparation.in_processes", in_this_process)
+    data = Path(shutil.copytree(phantoms, tmp_path.joinpath(*["a_folder_in_a_folder"] * deep, FOLDER, "Task01")))
+    for name, content in (("imagesTr/PHANTOM_001", b""), ("labelsTr/PHANTOM_002", b"x")):
+        (data / f"{name}.nii.gz").write_bytes(content)
+    shutil.copy(data / "labelsTr" / "PHANTOM_003.nii.gz", data / "imagesTr" / "PHANTOM_003.nii.gz")
+    assert run_main("prepare", "brats", "--data", data, "--out", tmp_path / "c.h5") == 0
+    listed = (tmp_path / "c.h5.set_aside.csv").read_text()
+    assert listed.count(".nii.gz") == 3
+    assert '\nPHANTOM_003,"imagesTr/PHANTOM_003.nii.gz has shape' in listed
+    rules = evaluation._rules(ScanCohort(data), 5)
+    assert "5 of 5 labelled cases of Task01 (" in rules
+    for text in (listed, rules, "".join(capfd.readouterr()), told(tmp_path / "c.h5").decode("latin-1")):
+        assert FOLDER not in text
 
 
 def test_what_is_named_as_a_log_is_shown_from_the_sweep_only(tmp_path: Path) -> None:
