@@ -18,6 +18,7 @@ from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 from medtrain.errors import UserError
+from medtrain.paths import spelt
 from medtrain.wording import shown
 
 # 1024^3; four channels of 512^3 are half of it
@@ -50,7 +51,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
     """
     if not path.is_file():
         # it was when the data set was listed: a disk or network went away, and the others may follow
-        raise Unreadable(f"{shown(path)} is not there: restore it or take the case out.")
+        raise Unreadable(f"{spelt(path)} is not there: restore it or take the case out.")
     try:
         with path.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size
@@ -65,13 +66,13 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, bytes]:
         kept = nib.Nifti1Header.from_header(header, check=False)
     except (_Damaged, OSError, EOFError, zlib.error, ValueError, OverflowError, HeaderDataError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # gzip's own have none
-            raise Unreadable(f"{shown(path)} can not be read ({error.strerror}): run it again.") from None
+            raise Unreadable(f"{spelt(path)} can not be read ({error.strerror}): run it again.") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{shown(path)} is cut short or damaged ({shown(reason, 80)}): copy it again.") from None
+        raise UserError(f"{spelt(path)} is cut short or damaged ({shown(reason, 80)}): copy it again.") from None
     except MemoryError:
-        raise Unreadable(f"{shown(path)} does not fit into memory: crop it, or give fewer --workers.") from None
+        raise Unreadable(f"{spelt(path)} does not fit into memory: crop it, or give fewer --workers.") from None
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"{shown(path)} has an affine that is not invertible: correct its header.")
+        raise UserError(f"{spelt(path)} has an affine that is not invertible: correct its header.")
     for name in TEXTS:
         kept[name] = b""
     # as of an image in memory: what is written with it has an offset and scale of its own
@@ -84,10 +85,10 @@ def _read(path: Path, file: IO[bytes], size: int, most: int) -> tuple[Any, np.nd
     header = _header(file, size)
     shape, dtype = _shape(header), header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UserError(f"{shown(path)} holds {dtype.name} voxels: export it with real numbers of 64 bits at most.")
+        raise UserError(f"{spelt(path)} holds {dtype.name} voxels: export it with real numbers of 64 bits at most.")
     count = math.prod(shape)
     if count > MOST_VOXELS:
-        raise UserError(f"{shown(path)} says it has {count:,} voxels, more than {MOST_VOXELS:,}: crop or resample it.")
+        raise UserError(f"{spelt(path)} says it has {count:,} voxels, more than {MOST_VOXELS:,}: crop or resample it.")
     offset, slope_inter = _offset(header), _scale(header)
     if offset + count * dtype.itemsize > most:
         raise _Damaged(f"{count * dtype.itemsize:,} bytes of voxels can not be in it")

@@ -9,11 +9,8 @@ from pathlib import Path
 from medtrain.files import write_text
 from medtrain.paths import is_formula, spelt
 from medtrain.tables import to_csv
-from medtrain.wording import shown
 
 MOST_LINES = 20
-# How much of either end of a long path `shown` leaves.
-END = 60
 BEFORE = r"(?<![^\s('\"])"  # a path begins a sentence, or follows a space, a bracket or a quotation mark
 
 Aside = tuple[str, str]  # case and reason
@@ -55,13 +52,8 @@ def _cell(words: str) -> str:
 
 
 def _without(words: str, place: str) -> str:
-    full = f"{place}/"
-    for text in {full, spelt(Path(place)) + "/"}:
-        words = re.sub(BEFORE + re.escape(text), "", words)
-    for text in {place, spelt(Path(place))} if "/" in place else ():  # else it may be any word
-        words = re.sub(BEFORE + re.escape(text) + r"(?=[\s:,;)'\"]|$)", "the data folder", words)
-    if len(full) <= END:
-        return words
-    # a path whose middle is left out begins with the one end of the folder's, and may go on with the other
-    ends = "|".join(re.escape(shown(full[-count:])) for count in range(min(END, len(full) - END), 0, -1))
-    return re.sub(f"{BEFORE}{re.escape(shown(full[:END]))}…({ends or '(?!)'})?", lambda m: "" if m[1] else "…", words)
+    for text in {place, spelt(Path(place))}:
+        words = re.sub(BEFORE + re.escape(f"{text}/"), "", words)
+        if "/" in place:  # else it may be any word
+            words = re.sub(BEFORE + re.escape(text) + r"(?=[\s:,;)'\"]|$)", "the data folder", words)
+    return words
