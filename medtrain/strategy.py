@@ -1,12 +1,8 @@
 """How gradients become steps: alone or over ranks, in mixed precision."""
 
-import atexit
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from medtrain import checkpoint
+from medtrain.compilation import COMPILED, compiled
 from medtrain.distributed import Ranks, any_rank
 from medtrain.errors import UserError, out_of_memory
 from medtrain.graphs import Passes, passes_replayed
@@ -25,7 +22,6 @@ from medtrain.recipe import Optim, Recipe
 from medtrain.wording import shown
 
 Group = dict[str, Any]
-COMPILED = ("on", "try", "graphs")  # ways of train.compile that ask torch.compile
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -115,41 +111,6 @@ def choose_convolutions(recipe: Recipe, device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not recipe.train.deterministic
-
-
-def compiled(model: nn.Module, how: str = "on") -> Callable[..., Any]:
-    """torch.compile, with what it makes kept in $TORCHINDUCTOR_CACHE_DIR, or in the home folder, for later jobs; with
-    CUDA graphs where `how` is "graphs".
-    """
-    _choose_compiled_folder()
-    return torch.compile(model, mode="reduce-overhead" if how == "graphs" else None)
-
-
-def _choose_compiled_folder() -> None:
-    """Keep what is compiled, Triton's kernels too, out of the folder below /tmp that torch would take: all users of the
-    machine know its name, and the first to make it chooses the code that is loaded from there.
-    """
-    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    # importing torch's compiler, as timm does and the first optimiser, puts torch's own choice into the environment
-    if not kept or kept.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_compiled_folder())
-    # headers go there whatever that says; the setting is read at the import, which may lie behind
-    wanted = os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
-    from torch._inductor import config
-
-    config.cpp_cache_precompile_headers = wanted == "1"
-
-
-def _compiled_folder() -> Path:
-    """In the home folder, or, where that can not be written to, one of this process alone, removed at its end."""
-    with suppress(OSError, RuntimeError):  # the latter where there is no home
-        home = Path("~/.cache/medtrain/compiled").expanduser()
-        home.mkdir(parents=True, exist_ok=True)
-        if os.access(home, os.W_OK):
-            return home
-    own = Path(tempfile.mkdtemp(prefix="medtrain-compiled-"))
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    return own
 
 
 def lay_states(optimizer: torch.optim.Optimizer) -> None:

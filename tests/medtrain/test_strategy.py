@@ -17,6 +17,7 @@ import torch
 
 from medseg.models import build_model
 from medseg.recipes import SegRecipe
+from medtrain import compilation
 from medtrain import strategy as ways
 from medtrain.distributed import Ranks
 from medtrain.errors import UserError
@@ -174,7 +175,7 @@ def test_what_is_compiled_lies_where_nobody_else_can_put_code(
 ) -> None:
     (tmp_path / "home").mkdir() if home == "a folder" else (tmp_path / "home").touch()
     at_exit: list[Callable[[], object]] = []
-    monkeypatch.setattr(ways, "atexit", types.SimpleNamespace(register=lambda *given, **named: at_exit.append(
+    monkeypatch.setattr(compilation, "atexit", types.SimpleNamespace(register=lambda *given, **named: at_exit.append(
         partial(*given, **named))))  # fmt: skip
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -183,11 +184,11 @@ def test_what_is_compiled_lies_where_nobody_else_can_put_code(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
         monkeypatch.delenv("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", raising=False)
         with torch._inductor.config.patch(cpp_cache_precompile_headers=True):
-            ways.compiled(torch.nn.Linear(2, 2))
+            compilation.compiled(torch.nn.Linear(2, 2))
             assert not torch._inductor.config.cpp_cache_precompile_headers
         assert os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] == "0"
         kept = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-        ways.compiled(torch.nn.Linear(2, 2))
+        compilation.compiled(torch.nn.Linear(2, 2))
         assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == kept
         if home == "a folder":
             assert kept == tmp_path / "home" / ".cache" / "medtrain" / "compiled"
@@ -198,7 +199,7 @@ def test_what_is_compiled_lies_where_nobody_else_can_put_code(
         assert not kept.exists()
     assert at_exit == []
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/scratch/torchinductor_mine")
-    ways.compiled(torch.nn.Linear(2, 2))
+    compilation.compiled(torch.nn.Linear(2, 2))
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/torchinductor_mine"
 
 
