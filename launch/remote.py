@@ -279,6 +279,6 @@ def cancel(out: Path) -> int:
         commands.cancel(live)
         others = len(commands.live(jobs) - live)
     if others:
-        print(f"note: {others} jobs that {JOBS} names work for another folder and were left alone")
+        print(f"note: of the jobs that {JOBS} names, {others} work for another folder: left alone")
     print(f"{len(live)} jobs of {out} cancelled; --resume goes on from what is saved")
     return 0

@@ -93,5 +93,5 @@ def test_cancel(slurm: Path, phantoms: Path, tmp_path: Path, capsys: pytest.Capt
     assert run_main("sweep", "cancel", out) == 0
     printed = capsys.readouterr().out
     assert "2 jobs of" in printed
-    assert "1 jobs that jobs.csv names work for another folder and were left alone" in printed
+    assert "note: of the jobs that jobs.csv names, 1 work for another folder: left alone" in printed
     assert fake_slurm.calls(slurm, "scancel") == [["101", "103"]]
