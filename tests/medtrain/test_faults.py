@@ -105,7 +105,9 @@ def test_an_unreadable_image_is_named(workers: int, image_cache: Path, tiny_imag
     victim = json.loads((tmp_path / "look" / "split.json").read_text())["train"][0]
     with h5py.File(copy, "r+") as file:
         index = ImageCache(image_cache).ids.index(victim)
-        file["bytes"][file["offsets"][index] : file["offsets"][index + 1]] = 0
+        start, end = file["offsets"][index : index + 2]
+        scan = file["bytes"][start:end].tobytes().index(b"\xff\xda")  # what stands before tells the size
+        file["bytes"][start + scan : end] = 0
     with pytest.raises(Failed, match="can not be loaded") as caught:
         run(recipe, copy, tmp_path / "run")
     assert f"case {victim} " in str(caught.value)

@@ -50,7 +50,8 @@ def test_prepare(
 
     for part in parts:
         with h5py.File(part) as file:
-            assert part_fits(part, file.attrs["recipe"].decode())
+            recipe = file.attrs["recipe"].decode()
+        assert part_fits(part, recipe)
 
 
 def test_train(

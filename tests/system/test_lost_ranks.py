@@ -79,8 +79,8 @@ def test_a_rank_whose_image_is_unreadable(image_cache: Path, tmp_path: Path, sta
     started.append(run)
     assert run.end(120) != 0
     lines = errors(run)
-    assert re.match(r"error: case .*Oral.* can not be loaded: ", lines[0]), run.said()
-    assert all("can not be loaded" in line or "failed after step" in line for line in lines)
+    assert re.match(r"error: .*images\.h5: image .*Oral.* is no PNG or JPEG of the size", lines[0]), run.said()
+    assert all("is no PNG or JPEG" in line or "failed after step" in line for line in lines)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
