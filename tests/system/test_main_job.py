@@ -42,7 +42,9 @@ def test_brats_sh_reaches_its_dice(tmp_path: Path) -> None:
 def test_multicancer_sh_beats_the_baseline(tmp_path: Path) -> None:
     out = tmp_path / "out"
     # the harder one of its two cancers, the two quicker ones of its four networks
-    printed = run_job("multicancer.sh", out, "--cancers", "Brain Cancer", "--models", "mobilenetv3", "resnetv2")
+    printed = run_job(
+        "multicancer.sh", out, "--cancers", "Brain Cancer", "--models", "mobilenetv3_small_100", "resnetv2_50"
+    )
     lines = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
     assert len(lines) == 2 + 3 + 1
     scores = {line["member"]: float(line["accuracy"]) for line in lines if line["cancer"] == "Brain Cancer"}
