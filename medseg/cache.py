@@ -90,7 +90,7 @@ def _create(group: Any, name: str, array: np.ndarray, compressed: bool) -> None:
     """Contiguous by default so that it can be memory-mapped; labels at native spacing are small when compressed."""
     pays = compressed or name.endswith("_native")
     if pays and array.size:
-        chunks = tuple(min(n, 64) for n in array.shape)
+        chunks = tuple(min(n, hdf5.SIDE) for n in array.shape)
         group.create_dataset(name, data=array, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True)
     else:
         group.create_dataset(name, data=array)
